@@ -1,0 +1,1 @@
+//! Load generator over devices and the project's own initiator.

@@ -1,0 +1,1 @@
+//! JSON-RPC control, configuration files, jobs and statistics.

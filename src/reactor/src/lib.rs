@@ -1,0 +1,1 @@
+//! Pinned polling reactors: mailboxes, timers, buffer pools, idle strategy.
