@@ -1,0 +1,160 @@
+# shellcheck shell=bash
+# What the suites share: volumes, connecting and looking at the host's side.
+#
+# Two volumes are served, named by their block size: `4k` and `512`, each by a target of its own (see target-*.sh).
+
+readonly ADDRESS=127.0.0.1
+
+port_of() { [[ $1 == 4k ]] && echo 4420 || echo 4421; }
+block_size_of() { [[ $1 == 4k ]] && echo 4096 || echo 512; }
+
+# Back to where every check begins: no mounts, no controllers.
+tidy() {
+    if mountpoint -q /mnt; then umount /mnt; fi
+    if compgen -G '/sys/class/nvme/nvme*' >/dev/null; then command nvme disconnect-all; fi
+    local volume
+    for volume in 4k 512; do target_up "$volume" || target_start "$volume"; done
+}
+
+discovered() { nvme discover -t tcp -a "$ADDRESS" -s "$(port_of "$1")" -o json; }
+
+# The NQN of the only NVM subsystem that the target of volume $1 names in discovery; asked once, for that takes a while.
+nqn_of() {
+    local kept=$RUN/nqn-$1
+    if [[ ! -s $kept ]]; then
+        command nvme discover -t tcp -a "$ADDRESS" -s "$(port_of "$1")" |
+            awk '/^subtype:/ { nvm = /nvme subsystem/ } /^subnqn:/ && nvm { print $2; exit }' >"$kept"
+    fi
+    [[ -s $kept ]] || fail "discovery names no subsystem for volume $1"
+    cat "$kept"
+}
+
+# Connects to volume $1 with further options $2... of nvme connect and waits for the block device.
+connect() {
+    local volume=$1 nqn
+    shift
+    nqn=$(nqn_of "$volume")
+    nvme connect -t tcp -a "$ADDRESS" -s "$(port_of "$volume")" -n "$nqn" "$@"
+    eventually 10 settled "$volume" || fail "no block device after connect"
+}
+settled() {
+    local device; device=$(device_of "$1")
+    # The kernel makes the node, then reads the partition table; opening the device waits for that.
+    [[ -b $device ]] && sleep 0.1 && blockdev --getsize64 "$device" >/dev/null
+}
+
+# The sysfs directory of the controller connected to volume $1, its name, and the block device of namespace 1.
+controller_dir() {
+    local directory
+    for directory in /sys/class/nvme/nvme*; do
+        if [[ -f $directory/address ]] && grep -q "trsvcid=$(port_of "$1")" "$directory/address"; then
+            echo "$directory" && return
+        fi
+    done
+    fail "no controller connected to volume $1"
+}
+controller_of() { basename "$(controller_dir "$1")"; }
+device_of() {
+    # With native multipath the namespace belongs to the subsystem, whose number need not be the controller's.
+    local directory subsystem
+    directory=$(controller_dir "$1")
+    for subsystem in /sys/class/nvme-subsystem/nvme-subsys*; do
+        if [[ -e $subsystem/$(basename "$directory") ]]; then
+            echo "/dev/nvme${subsystem##*nvme-subsys}n1" && return
+        fi
+    done
+}
+state_of() { cat "$(controller_dir "$1")/state"; }
+
+# Repeats a command until it succeeds, for at most $1 seconds.
+eventually() {
+    local deadline=$((SECONDS + $1))
+    shift
+    until "$@"; do
+        ((SECONDS < deadline)) || return 1
+        sleep 0.05
+    done
+}
+
+# Fails unless all the jq expressions $2... hold on the JSON in file $1; names the first that does not, and what it saw.
+# One call for many, because jq takes half a second to start in emulation.
+holds() {
+    local file=$1 expression program='' false expressions=0
+    shift
+    # An expression without a result, or with one that is false, does not hold.
+    for expression in "$@"; do program+="if ([$expression] | length > 0 and all) then empty else \$ARGS.positional[$((expressions++))] end, "; done
+    false=$(jq -r "first(${program}empty)" "$file" --args "$@") || fail "no JSON as expected: $(head -c 300 "$file")"
+    [[ -z $false ]] || fail "not so: $false; got: $(jq -c . "$file" | cut -c 1-1500)"
+}
+
+# Fails unless two values are equal; $3 says what they are.
+same() { [[ $1 == "$2" ]] || fail "$3: $1 instead of $2"; }
+
+# Runs fio on file or device $1 with options $2... and fails on any error in its report, which is left in $RUN/fio.
+run_fio() {
+    local file=$1 report=$RUN/fio
+    shift
+    fio --name=check --filename="$file" --ioengine=libaio --direct=1 --verify_fatal=1 --randseed=7 \
+        --output-format=json --output="$report" "$@" || fail "fio: $(grep -m 1 -iE 'verify:|err' "$report" || tail -n 1 "$report")"
+    [[ $(awk '$1 == "\"error\"" { print $3 + 0 }' "$report") == 0 ]] || fail "fio: $(grep '"error"' "$report")"
+}
+# The bytes that the last fio moved: $1 is read or write.
+fio_bytes() { awk -v part="\"$1\"" '$1 == part { found = 1 } found && $1 == "\"io_bytes\"" { print $3 + 0; exit }' "$RUN/fio"; }
+
+# Writes to device $1 at random with fio options $2..., then reads all of it again and compares checksums: two runs of fio
+# with one random sequence.
+write_then_verify() {
+    local file=$1 bytes
+    shift
+    run_fio "$file" --rw=randwrite --verify=crc32c --do_verify=0 "$@"
+    bytes=$(fio_bytes write)
+    ((bytes > 0)) || fail 'fio wrote nothing'
+    midway "$file"
+    run_fio "$file" --rw=randwrite --verify=crc32c --verify_only=1 "$@"
+    same "$(fio_bytes read)" "$bytes" 'bytes verified'
+}
+
+# Spoils one block at byte $2 of device $1, as a target that loses a write would.
+spoil() { dd if=/dev/urandom of="$1" bs=4096 count=1 seek="$(($2 / 4096))" oflag=direct conv=notrunc status=none; }
+
+# A tree of files under $1: $2 directories of 8 files, sizes from 0 to 1 MiB, with their checksums in $RUN/sums.
+write_tree() {
+    local root=$1 directories=$2 directory file
+    for ((directory = 0; directory < directories; directory++)); do
+        mkdir -p "$root/d$directory/sub"
+        for file in 0 1 511 4096 5000 65536 300000 1048576; do
+            head -c "$file" /dev/urandom >"$root/d$directory/sub/f$file"
+        done
+        ln "$root/d$directory/sub/f4096" "$root/d$directory/link"
+        ln -s sub/f5000 "$root/d$directory/symlink"
+    done
+    (cd "$root" && find . -type f -exec sha256sum {} + | sort) >"$RUN/sums"
+}
+
+check_tree() { (cd "$1" && sha256sum --quiet -c "$RUN/sums") || fail "checksums differ: $(tail -n 1 "$RUN/log")"; }
+
+# For sabotages: what `nvme $1` prints goes through the jq program $2, and a target that lies is seen as an honest one would be.
+lying() {
+    lie_about=$1 lie=$2
+    nvme() {
+        if [[ $1 == "$lie_about" ]]; then command nvme "$@" | jq "$lie"; else command nvme "$@"; fi
+    }
+}
+
+# Whether $3 bytes at byte $2 of device $1 are zero.
+zero() { piece "$@" | cmp -n "$3" - /dev/zero; }
+# Reads $3 bytes at byte $2 of device $1, past the page cache.
+piece() { dd if="$1" bs=1M iflag=direct,skip_bytes,count_bytes skip="$2" count="$3" status=none; }
+
+# What was discarded reads as DLFEAT promises (NVMe Base 2.0, Identify Namespace, bits 2:0): 1 zeroes, 2 ones; with 0 it may
+# be anything, but the same each time.
+reads_as_discarded() {
+    local promise; promise=$(($(nvme id-ns "$1" | awk '$1 == "dlfeat" { print $3 }') % 8))
+    echo "DLFEAT $promise"
+    case $promise in
+    0) [[ $(piece "$@" | sha256sum) == "$(piece "$@" | sha256sum)" ]] || fail 'a discarded range reads differently each time' ;;
+    1) zero "$@" || fail 'a discarded range is not zero' ;;
+    2) piece "$@" | tr '\377' '\0' | cmp -n "$3" - /dev/zero || fail 'a discarded range is not all ones' ;;
+    *) fail "DLFEAT $promise is reserved" ;;
+    esac
+}

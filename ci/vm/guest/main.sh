@@ -1,0 +1,15 @@
+# shellcheck shell=bash
+# Runs the suite: standard output is the line of results.
+set -euo pipefail
+
+# shellcheck source=checks.sh
+. /vm/checks.sh
+# shellcheck source=lib.sh
+. /vm/lib.sh
+# shellcheck source=target-forebay.sh
+. "/vm/target-$TARGET.sh"
+
+begin_checks
+# shellcheck source=../suites/host.sh
+. /vm/suite.sh
+echo "summary ran=$ran"
