@@ -106,7 +106,6 @@ impl Ghost {
         let buckets = self.entries.len() as u128;
         #[expect(clippy::cast_possible_truncation, reason = "a bucket number, below their count")]
         let bucket = ((u128::from(x) * buckets) >> 64) as usize;
-        #[expect(clippy::cast_possible_truncation, reason = "masked to 12 bits")]
         let fingerprint = (x & 0xfff) as u16;
         (bucket, fingerprint.max(1))
     }

@@ -364,7 +364,6 @@ impl Index {
     #[inline]
     fn home(&self, permuted: u64, choice: u64) -> Home {
         let product = u128::from(permuted) * u128::from(self.count);
-        #[expect(clippy::cast_possible_truncation, reason = "a bucket number, below count")]
         let bucket = (product >> KEY_BITS) as usize;
         #[expect(clippy::cast_possible_truncation, reason = "masked to 48 bits")]
         let fraction = (product as u64) & ((1 << KEY_BITS) - 1);

@@ -5,3 +5,7 @@ pub mod ghost;
 pub mod hazard;
 pub mod index;
 pub mod tier;
+pub mod fold;
+pub mod policy;
+pub mod ranges;
+pub mod sequential;

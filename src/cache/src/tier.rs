@@ -208,9 +208,7 @@ impl<B: Clone> Tier<B> {
 
     fn chain(&self, key: Key) -> usize {
         let mixed = key.bits().wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        #[expect(clippy::cast_possible_truncation, reason = "masked to the number of chains")]
-        let chain = (mixed >> 32) as usize & (self.heads.len() - 1);
-        chain
+        (mixed >> 32) as usize & (self.heads.len() - 1)
     }
 
     fn find(&self, key: Key) -> Option<u32> {

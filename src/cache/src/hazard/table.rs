@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 /// Blocks of a region: 256 KiB of 4 KiB blocks.
 const REGION_SHIFT: u32 = 6;
 /// Regions that a claim enters by hash: 1 MiB at any alignment.
-const REGIONS: usize = 5;
+const REGIONS: u32 = 5;
 /// No link, no claim.
 const NONE: u32 = u32::MAX;
 
@@ -46,12 +46,13 @@ impl Claim {
 
     fn is_wide(&self) -> bool {
         let (low, high) = self.regions();
-        high.saturating_sub(low) >= REGIONS as u64
+        high.saturating_sub(low) >= u64::from(REGIONS)
     }
 
     /// Whether the two may not be granted at once.
     fn conflicts(&self, other: &Self) -> bool {
         self.volume == other.volume
+            && self.blocks.min(other.blocks) > 0
             && self.first < other.end()
             && other.first < self.end()
             && (self.mode == Mode::Exclusive || other.mode == Mode::Exclusive)
@@ -125,7 +126,7 @@ impl HazardTable {
         };
         Self {
             nodes: vec![node; size],
-            links: vec![UNLINKED; size * REGIONS],
+            links: vec![UNLINKED; size * REGIONS as usize],
             heads: vec![NONE; size.max(1).next_power_of_two() * 2 + 1],
             free: (0..u32::from(capacity)).rev().collect(),
             granted: VecDeque::with_capacity(size),
@@ -254,11 +255,11 @@ impl HazardTable {
         for region in low..=high {
             let mut at = self.heads[self.chain(claim.volume, region)];
             while at != NONE {
-                let slot = at / REGIONS as u32;
+                let slot = at / REGIONS;
                 let other = &self.nodes[slot as usize].claim;
                 // Two claims may meet in several regions, and two regions in one chain: only the
                 // link that stands for the first common region counts.
-                let here = other.regions().0 + u64::from(at % REGIONS as u32);
+                let here = other.regions().0 + u64::from(at % REGIONS);
                 if here == region && region == low.max(other.regions().0) && other.conflicts(claim)
                 {
                     self.scratch.push(slot);
@@ -269,7 +270,7 @@ impl HazardTable {
         if self.wide > 0 {
             let mut at = self.heads[self.heads.len() - 1];
             while at != NONE {
-                let slot = at / REGIONS as u32;
+                let slot = at / REGIONS;
                 if self.nodes[slot as usize].claim.conflicts(claim) {
                     self.scratch.push(slot);
                 }
@@ -281,9 +282,7 @@ impl HazardTable {
     fn chain(&self, volume: u16, region: u64) -> usize {
         let mixed = (region ^ (u64::from(volume) << 48)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let chains = self.heads.len() - 1;
-        #[expect(clippy::cast_possible_truncation, reason = "masked to the number of chains")]
-        let chain = (mixed >> 32) as usize & (chains - 1);
-        chain
+        (mixed >> 32) as usize & (chains - 1)
     }
 
     fn link(&mut self, slot: u32) {
@@ -291,7 +290,7 @@ impl HazardTable {
         if claim.blocks == 0 {
             return;
         }
-        let base = slot * REGIONS as u32;
+        let base = slot * REGIONS;
         if claim.is_wide() {
             self.push_link(base, self.heads.len() - 1);
             self.wide += 1;
@@ -319,7 +318,7 @@ impl HazardTable {
 
     fn unlink(&mut self, slot: u32) {
         let node = self.nodes[slot as usize];
-        let base = slot * REGIONS as u32;
+        let base = slot * REGIONS;
         for at in base..base + u32::from(node.links) {
             let Link { prev, next, chain } = self.links[at as usize];
             if prev == NONE {

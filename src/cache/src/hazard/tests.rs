@@ -56,6 +56,8 @@ struct Model {
 impl Model {
     fn conflicts(a: &Claim, b: &Claim) -> bool {
         a.volume == b.volume
+            && a.blocks > 0
+            && b.blocks > 0
             && a.first < b.first + b.blocks
             && b.first < a.first + a.blocks
             && (a.mode == Mode::Exclusive || b.mode == Mode::Exclusive)
