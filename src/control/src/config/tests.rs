@@ -1,0 +1,1 @@
+//! Golden errors and round trips of configuration files.

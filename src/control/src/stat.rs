@@ -1,0 +1,324 @@
+//! Statistics: one tree, filled by the node in one pass, shown as tables, JSON and metrics.
+//!
+//! Counters count from the start of the daemon and only rise. Rates are over the time since the
+//! node's previous sample. Latencies are of host commands, in microseconds.
+
+use crate::value::Mode;
+use serde::{Deserialize, Serialize};
+
+/// The version of the JSON that carries these; rises when a field changes its meaning or goes.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Everything.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeStat {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// The node itself.
+    pub node: NodeInfo,
+    /// One for each reactor.
+    pub reactors: Vec<ReactorStat>,
+    /// Cache devices, in the order of the configuration.
+    pub caches: Vec<DeviceStat>,
+    /// Volumes, by name.
+    pub volumes: Vec<VolumeStat>,
+    /// Hosts that are connected or were and may be again, by NQN.
+    pub hosts: Vec<HostStat>,
+}
+
+/// The node itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Its name.
+    pub name: String,
+    /// The version of the program.
+    pub version: String,
+    /// Seconds since the start.
+    pub uptime_s: u64,
+    /// Where it is.
+    pub state: NodeState,
+    /// What the NQNs of its subsystems start with.
+    pub nqn_prefix: String,
+    /// Where it listens.
+    pub listen: Vec<ListenStat>,
+    /// Memory of its own.
+    pub memory: MemoryStat,
+}
+
+/// Where a node is in its life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeState {
+    /// Reading its caches; some volumes may not serve yet.
+    #[default]
+    Recovering,
+    /// Serving.
+    Ready,
+    /// Stopping.
+    Stopping,
+}
+
+/// A listening address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenStat {
+    /// `tcp`.
+    pub transport: String,
+    /// The IP address.
+    pub address: String,
+    /// The port, as bound.
+    pub port: u16,
+}
+
+/// Memory of the node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryStat {
+    /// Bytes in hugepages.
+    pub hugepage_bytes: u64,
+    /// Bytes of the same use in ordinary pages, where hugepages were not to be had.
+    pub ordinary_bytes: u64,
+    /// Bytes of both that are free.
+    pub free_bytes: u64,
+    /// Bytes of indexes.
+    pub index_bytes: u64,
+}
+
+/// A reactor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReactorStat {
+    /// Its number, from 0.
+    pub id: u32,
+    /// The core it is pinned to.
+    pub core: Option<u32>,
+    /// Nanoseconds in which it did work.
+    pub busy_ns: u64,
+    /// Nanoseconds in which it found none or slept.
+    pub idle_ns: u64,
+    /// Busy time in the last interval, 0 to 100.
+    pub busy_percent: f64,
+    /// Connections it serves.
+    pub connections: u32,
+    /// Volumes that live on it.
+    pub volumes: u32,
+}
+
+/// Whether a device works.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    /// It does.
+    #[default]
+    Ok,
+    /// Some operations fail or hang.
+    Degraded,
+    /// It does not.
+    Failed,
+}
+
+/// A cache or backing device.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DeviceStat {
+    /// Its URI as configured.
+    pub uri: String,
+    /// What it states of itself across restarts.
+    pub identity: String,
+    /// Bytes.
+    pub size: u64,
+    /// Block size in bytes.
+    pub block_size: u32,
+    /// Whether it has a volatile write cache, as declared or as it says.
+    pub volatile_write_cache: bool,
+    /// Whether it works.
+    pub health: Health,
+    /// Why not: the last error, what hangs and for how long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// Operations in flight.
+    pub in_flight: u32,
+    /// Operations that failed.
+    pub errors: u64,
+    /// Reads.
+    pub read: OpStat,
+    /// Writes.
+    pub write: OpStat,
+}
+
+/// Operations of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OpStat {
+    /// Completed.
+    pub ops: u64,
+    /// Bytes moved by them.
+    pub bytes: u64,
+    /// Operations a second.
+    pub iops: f64,
+    /// Bytes a second.
+    pub bytes_per_s: f64,
+    /// Sum of their times in microseconds.
+    pub total_us: u64,
+    /// Their times in the last interval; `None` where there were none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Latency>,
+}
+
+/// Latencies in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// Mean.
+    pub mean_us: f64,
+    /// Median.
+    pub p50_us: f64,
+    /// 99 % are not above.
+    pub p99_us: f64,
+    /// 99.9 %.
+    pub p999_us: f64,
+    /// 99.99 %.
+    pub p9999_us: f64,
+    /// The largest.
+    pub max_us: f64,
+}
+
+/// Whether a volume serves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VolumeState {
+    /// Its cache is being read.
+    #[default]
+    Recovering,
+    /// It serves.
+    Active,
+    /// It serves, but a device of it does not work, or not well.
+    Degraded,
+    /// It does not serve.
+    Down,
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeStat {
+    /// Its name.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: String,
+    /// Its NGUID, 32 hexadecimal digits.
+    pub nguid: String,
+    /// The NQN of its subsystem.
+    pub nqn: String,
+    /// Its namespace identifier there.
+    pub nsid: u32,
+    /// Whether it serves.
+    pub state: VolumeState,
+    /// Why not, or not well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// The mode it is in.
+    pub mode: Mode,
+    /// The mode it is on its way to; the same where it is on none.
+    pub target_mode: Mode,
+    /// Bytes.
+    pub size: u64,
+    /// Logical block size in bytes.
+    pub block_size: u32,
+    /// The epoch of the owner.
+    pub owner_epoch: u64,
+    /// The reactor it lives on.
+    pub reactor: u32,
+    /// The index of its cache device.
+    pub cache: Option<u32>,
+    /// Its backing device.
+    pub backing: DeviceStat,
+    /// Host reads.
+    pub read: OpStat,
+    /// Host writes.
+    pub write: OpStat,
+    /// Host flushes.
+    pub flush: OpStat,
+    /// Blocks of 4 KiB that reads found in the cache; of these, in the memory tier.
+    pub hits: u64,
+    /// See `hits`.
+    pub memory_hits: u64,
+    /// Blocks that reads fetched from the backing store and that were then cached, or could be.
+    pub misses: u64,
+    /// Blocks that reads fetched past the cache: by mode or as sequential.
+    pub bypassed: u64,
+    /// Hits among hits, misses and bypassed in the last interval, 0 to 1; `None` without reads.
+    pub hit_ratio: Option<f64>,
+    /// Bytes in the cache.
+    pub cached_bytes: u64,
+    /// Bytes in the memory tier.
+    pub memory_tier_bytes: u64,
+    /// Dirty bytes.
+    pub dirty_bytes: u64,
+    /// Bytes of segments that dirty data pins.
+    pub dirty_pinned_bytes: u64,
+    /// The bound on them.
+    pub dirty_max: u64,
+    /// Age of the oldest dirty byte in milliseconds; `None` where none is dirty.
+    pub oldest_dirty_ms: Option<u64>,
+    /// Bytes destaged.
+    pub destaged_bytes: u64,
+    /// Bytes destaged a second.
+    pub destage_bytes_per_s: f64,
+    /// Bytes whose only copy was in a cache that cannot be read.
+    pub lost_bytes: u64,
+}
+
+/// A host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostStat {
+    /// Its NQN.
+    pub nqn: String,
+    /// Its host identifier.
+    pub host_id: String,
+    /// The NQN of the subsystem.
+    pub subsystem: String,
+    /// Its address and port.
+    pub address: String,
+    /// Controller identifier.
+    pub controller: u16,
+    /// I/O queues.
+    pub io_queues: u32,
+    /// Commands in flight.
+    pub in_flight: u32,
+    /// Header digests are on.
+    pub header_digest: bool,
+    /// Data digests are on.
+    pub data_digest: bool,
+    /// Seconds since it connected.
+    pub connected_s: u64,
+}
+
+impl NodeStat {
+    /// The volume of this name.
+    #[must_use]
+    pub fn volume(&self, name: &str) -> Option<&VolumeStat> {
+        self.volumes.iter().find(|volume| volume.name == name)
+    }
+
+    /// What is wrong, one sentence each; empty where nothing is.
+    #[must_use]
+    pub fn complaints(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        let mut device = |what: String, device: &DeviceStat| {
+            if device.health != Health::Ok {
+                let health = if device.health == Health::Failed { "failed" } else { "degraded" };
+                let cause = device.cause.as_deref().unwrap_or("no cause is known");
+                all.push(format!("{what} {} {health}: {cause}", device.uri));
+            }
+        };
+        for cache in &self.caches {
+            device("cache device".to_owned(), cache);
+        }
+        for volume in &self.volumes {
+            device(format!("backing device of volume {}", volume.name), &volume.backing);
+        }
+        for volume in &self.volumes {
+            if matches!(volume.state, VolumeState::Degraded | VolumeState::Down) {
+                let state =
+                    if volume.state == VolumeState::Down { "is down" } else { "is degraded" };
+                let cause = volume.cause.as_deref().unwrap_or("no cause is known");
+                all.push(format!("volume {} {state}: {cause}", volume.name));
+            }
+        }
+        all
+    }
+}
