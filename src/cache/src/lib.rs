@@ -1,11 +1,13 @@
 //! The log-structured cache engine, a state machine without I/O.
 #![forbid(unsafe_code)]
 
+pub mod fold;
+pub mod format;
 pub mod ghost;
 pub mod hazard;
 pub mod index;
-pub mod tier;
-pub mod fold;
 pub mod policy;
 pub mod ranges;
+pub mod recovery;
 pub mod sequential;
+pub mod tier;
