@@ -1,1 +1,27 @@
-//! Load generator over devices and the project's own initiator.
+//! Load generator over any [`forebay_io::Device`], alone or over the project's own initiator.
+//!
+//! A job is a closed loop: it keeps a number of operations in flight on a device of its own, and
+//! starts a new one for each that ends. With `verify` every block carries a stamp of where and
+//! when it was written, and every read is held against what was acknowledged.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`workload`] | what to do: mix, sizes, depth, range, distribution, limits |
+//! | [`random`] | deterministic random numbers; uniform and Zipf positions |
+//! | [`stamp`] | the content of verified blocks, and what may be read back |
+//! | [`job`] | the closed loop over one device |
+//! | [`run`] | several jobs on threads, merged |
+//! | [`report`] | the result as JSON and as a table |
+#![forbid(unsafe_code)]
+
+pub mod job;
+pub mod random;
+pub mod report;
+pub mod run;
+pub mod stamp;
+pub mod workload;
+
+pub use job::{Job, JobError, JobResult};
+pub use report::{Report, Side};
+pub use run::{Counters, run_jobs};
+pub use workload::{Distribution, Limit, Rw, Workload, WorkloadError};

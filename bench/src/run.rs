@@ -1,0 +1,79 @@
+//! Several jobs on threads of their own, and their results merged.
+
+use core::sync::atomic::{AtomicBool, AtomicU64};
+
+use crate::job::{Job, JobError, JobResult};
+use crate::workload::Workload;
+use forebay_io::{BufPool, Device, Instant};
+
+/// What all jobs have done so far, for a display, and the way to stop them.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Operations that ended well, warming up and reading back included.
+    pub ops: AtomicU64,
+    /// Their bytes.
+    pub bytes: AtomicU64,
+    /// Operations that failed.
+    pub errors: AtomicU64,
+    /// Logical blocks that were wrong.
+    pub mismatches: AtomicU64,
+    /// Set it to let the jobs end early.
+    pub stop: AtomicBool,
+}
+
+/// A monotonic clock; its origin is the first call.
+#[must_use]
+pub fn clock() -> Instant {
+    use std::sync::OnceLock;
+    static ORIGIN: OnceLock<std::time::Instant> = OnceLock::new();
+    let spent = ORIGIN.get_or_init(std::time::Instant::now).elapsed();
+    Instant(u64::try_from(spent.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// Runs the workload's jobs, each on a thread that opens a device and a pool of its own by `open`
+/// (called with the job's number), and merges what they did. `elapsed` is the longest.
+///
+/// # Errors
+/// The first job's that failed to start.
+pub fn run_jobs<D, P>(
+    workload: &Workload,
+    counters: &Counters,
+    open: impl Fn(u16) -> Result<(D, P), String> + Sync,
+) -> Result<JobResult, JobError>
+where
+    D: Device,
+    P: BufPool<Buf = D::Buf>,
+{
+    let run_one = &|number: u16| {
+        let (device, pool) = open(number).map_err(JobError::Open)?;
+        Ok(Job::new(number, workload, device, pool)?.run(clock, counters))
+    };
+    let results: Vec<Result<JobResult, JobError>> = std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            (0..workload.jobs).map(|number| scope.spawn(move || run_one(number))).collect();
+        threads.into_iter().map(|t| t.join().unwrap_or(Err(JobError::Thread))).collect()
+    });
+    let mut merged: Option<JobResult> = None;
+    for result in results {
+        let result = result?;
+        match &mut merged {
+            None => merged = Some(result),
+            Some(all) => all.merge(&result),
+        }
+    }
+    merged.ok_or(JobError::Thread)
+}
+
+impl JobResult {
+    /// Adds another job's result.
+    pub fn merge(&mut self, other: &Self) {
+        self.reads.merge(&other.reads);
+        self.writes.merge(&other.writes);
+        self.elapsed = self.elapsed.max(other.elapsed);
+        self.errors += other.errors;
+        self.first_error = self.first_error.or(other.first_error);
+        self.verified += other.verified;
+        self.mismatches += other.mismatches;
+        self.first_mismatch = self.first_mismatch.or(other.first_mismatch);
+    }
+}
