@@ -6,10 +6,10 @@ set -euo pipefail
 . /vm/checks.sh
 # shellcheck source=lib.sh
 . /vm/lib.sh
-# shellcheck source=target-forebay.sh
+# shellcheck source=/dev/null
 . "/vm/target-$TARGET.sh"
 
 begin_checks
-# shellcheck source=../suites/host.sh
+# shellcheck source=/dev/null
 . /vm/suite.sh
 echo "summary ran=$ran"

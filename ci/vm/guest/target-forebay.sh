@@ -1,12 +1,15 @@
 # shellcheck shell=bash
 # The daemon as target: volume `4k` by `serve --quickstart`, volume `512` by `serve --config`.
-# Every target-*.sh defines target_prepare, target_start, target_stop, target_kill, target_up and target_log, and what
-# nvme-cli says of a read past the end of the namespace.
+# Every target-*.sh defines target_prepare, target_start, target_stop, target_kill, target_up and target_log; what
+# nvme-cli says of a read past the end of the namespace; and what the kernel may say of that, of a
+# refused command and of a restart.
 
 readonly START_LIMIT=30 # seconds until the daemon listens, recovery of dirty data included
 readonly STOP_LIMIT=30  # seconds until it ends after SIGTERM
 readonly PAST_END='LBA Out of Range'
 expect_past_end() { :; }
+expect_refused() { :; }
+expect_restart() { :; }
 
 target_prepare() {
     mkdir -p /data/4k /data/512 /run/forebay

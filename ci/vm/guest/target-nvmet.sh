@@ -6,6 +6,8 @@ readonly CONFIG=/sys/kernel/config/nvmet
 # Linux 6.1's target leaves a read past the end to the block device beneath, which complains.
 readonly PAST_END='Internal Error'
 expect_past_end() { expect_kernel 'attempt to access beyond end of device'; }
+expect_refused() { expect_kernel 'nvmet_tcp: failed cmd'; }
+expect_restart() { expect_kernel 'nvmet_tcp: queue [0-9]+ unhandled state'; }
 
 backing_of() { [[ $1 == 4k ]] && echo /data/nvmet-4k || echo /dev/vdb; }
 

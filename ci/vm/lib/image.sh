@@ -1,7 +1,5 @@
 # shellcheck shell=bash
 # The kernel and the initramfs that the guest boots. Uses $here, $cache, $work, $target and $binary of `run`.
-# shellcheck disable=SC2154 # those
-# shellcheck disable=SC2034 # and `boot.sh` uses what this sets
 
 # Modules of the guest, with what they depend on.
 readonly MODULES=(virtio_pci virtio_blk ext4 crc32c_generic loop dm-mod dm-flakey tcp_diag nvme-tcp nvmet nvmet-tcp)

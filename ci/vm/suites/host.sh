@@ -141,7 +141,9 @@ error_log() {
     fi
     grep -qi "$PAST_END" "$RUN/read" || fail "a read past the end: $(tail -n 1 "$RUN/read")"
     expect_past_end
+    # At most what fits into one command: not every target (6.1's nvmet) heeds the offset that the next one starts from.
     entries=$(($(nvme id-ctrl "$device" | awk '$1 == "elpe" { print $3 }') + 1))
+    ((entries <= 64)) || entries=64
     count=$(nvme smart-log "$device" | awk '$1 == "num_err_log_entries" { print $3 }')
     nvme error-log "$device" -e "$entries" -o json >"$out"
     holds "$out" ".errors | length == $entries" "[.errors[].error_count] | max == $count" \
@@ -191,13 +193,13 @@ features() {
     value=$(feature "$controller" 7)
     (((value & 0xffff) >= 3 && (value >> 16) >= 3)) || fail "number of queues: $value"
     value=$(feature "$controller" 0xf)
-    same "$value" 5000 'keep-alive timeout, ms'
+    same "$value" $((KEEP_ALIVE * 1000)) 'keep-alive timeout, ms'
     # The kernel asked for the notices that it handles: namespace attributes (bit 8) and ANA change (bit 11).
     value=$(feature "$controller" 0xb)
     (((value & 0x900) == 0x900)) || fail "asynchronous events: $value"
 }
 feature() { nvme get-feature "$1" -f "$2" | sed -n 's/.*[Vv]alue: *\(0x[0-9a-f]*\)$/\1/p' | { read -r value && echo $((value)); }; }
-sabotage_features() { nvme() { command nvme "$@" | sed 's/0x00001388/0x00000bb8/'; }; }
+sabotage_features() { nvme() { command nvme "$@" | sed 's/0x00003a98/0x00001388/'; }; }
 
 # --- disconnect and reconnect
 

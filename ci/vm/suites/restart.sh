@@ -11,10 +11,12 @@ restarts() {
     # What the host's driver says of a lost connection, and no more than that: not `I/O error`, not `timeout`.
     expect_kernel 'nvme nvme[0-9]+: (starting error recovery|failed to connect socket: -111|failed to send request -(32|104)|queue [0-9]+: .*)$'
     expect_kernel 'block nvme[0-9]+n1: no usable path - requeuing I/O$'
+    expect_kernel 'nvme_ns_head_submit_bio: [0-9]+ callbacks suppressed$'
+    expect_restart
     connect "$volume" -i 4 --reconnect-delay=1 --ctrl-loss-tmo=60
     device=$(device_of "$volume")
-    shape=(--bssplit=4k/40:16k/30:64k/20:256k/10 --size=96m --iodepth=8 --rw=randwrite --verify=crc32c)
-    # The rate makes it last: about 15 s of writing.
+    shape=(--bssplit=4k/40:16k/30:64k/20:256k/10 --size=64m --iodepth=8 --rw=randwrite --verify=crc32c)
+    # The rate makes it last: about 11 s of writing.
     run_fio "$device" "${shape[@]}" --do_verify=0 --rate=6m,6m &
     for _ in 1 2 3; do restart_under "$!" "$volume" "$how" 2; done
     wait "$!"
