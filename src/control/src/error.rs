@@ -69,8 +69,8 @@ pub struct ControlError {
     pub kind: ErrorKind,
     /// What went wrong, in a sentence without a full stop that names the thing.
     pub message: String,
-    /// What belongs to it.
-    pub detail: Detail,
+    /// What belongs to it; boxed, because errors are returned far more often than made.
+    pub detail: Box<Detail>,
 }
 
 /// The parts of an error that a program or a reader may want apart.
@@ -93,7 +93,7 @@ pub struct Detail {
 impl ControlError {
     /// An error of this class.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), detail: Detail::default() }
+        Self { kind, message: message.into(), detail: Box::default() }
     }
 
     /// A volume, host, job or device that is not there.
@@ -144,7 +144,7 @@ impl ControlError {
 impl fmt::Display for ControlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
-        let Detail { field, value, accepted, remedy } = &self.detail;
+        let Detail { field, value, accepted, remedy } = &*self.detail;
         for (label, text) in
             [("parameter", field), ("value", value), ("accepted", accepted), ("what to do", remedy)]
         {

@@ -83,7 +83,11 @@ pub(crate) struct Issue {
 
 impl Issue {
     pub(crate) fn into_control_error(self) -> ControlError {
-        ControlError { kind: ErrorKind::Invalid, message: self.message, detail: self.detail }
+        ControlError {
+            kind: ErrorKind::Invalid,
+            message: self.message,
+            detail: Box::new(self.detail),
+        }
     }
 }
 

@@ -283,14 +283,14 @@ impl JobTable {
             )
             .remedy("wait for one, or cancel one: forebay job list"));
         }
-        if let Some(volume) = work.volume() {
-            if let Some((id, job)) = running().find(|(_, job)| job.work.volume() == Some(volume)) {
-                return Err(ControlError::new(
-                    ErrorKind::Busy,
-                    format!("job {id} ({}) is working on volume `{volume}`", job.work.kind()),
-                )
-                .remedy(format!("forebay job wait {id}, or forebay job cancel {id}")));
-            }
+        if let Some(volume) = work.volume()
+            && let Some((id, job)) = running().find(|(_, job)| job.work.volume() == Some(volume))
+        {
+            return Err(ControlError::new(
+                ErrorKind::Busy,
+                format!("job {id} ({}) is working on volume `{volume}`", job.work.kind()),
+            )
+            .remedy(format!("forebay job wait {id}, or forebay job cancel {id}")));
         }
         let job = Job::new(work);
         let cancel = Arc::clone(&job.cancel);

@@ -87,7 +87,7 @@ impl fmt::Display for ByteSize {
     /// Exact: the largest unit that divides it, so that it parses to the same number.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (unit, bytes) in SIZE_UNITS {
-            if self.0 != 0 && self.0 % bytes == 0 {
+            if self.0 != 0 && self.0.is_multiple_of(bytes) {
                 return write!(f, "{}{unit}", self.0 / bytes);
             }
         }
@@ -137,7 +137,7 @@ impl FromStr for Span {
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (unit, us) in SPAN_UNITS {
-            if self.us != 0 && self.us % us == 0 {
+            if self.us != 0 && self.us.is_multiple_of(us) {
                 return write!(f, "{}{unit}", self.us / us);
             }
         }

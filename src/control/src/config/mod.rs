@@ -3,14 +3,16 @@
 //! [`parse`] reads and checks everything and reports all that is wrong at once, with line and
 //! column; [`export`] writes the same language back.
 
+mod check;
 mod export;
 mod parse;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use check::check_volume;
 pub use export::export;
+pub(crate) use parse::read_volume;
 pub use parse::{ConfigError, ConfigErrors, parse, read_file};
-pub(crate) use parse::{check_volume, read_volume};
 
 use crate::value::{ByteSize, Durability, HugepageUse, Mode, Poll, Span};
 use serde::{Deserialize, Serialize};

@@ -62,10 +62,10 @@ impl Client {
         let id = self.next_id;
         self.next_id += 1;
         let mut request = json!({ "jsonrpc": "2.0", "method": method, "id": id });
-        if let (Some(request), Value::Object(params)) = (request.as_object_mut(), params) {
-            if !params.is_empty() {
-                request.insert("params".to_owned(), Value::Object(params));
-            }
+        if let (Some(request), Value::Object(params)) = (request.as_object_mut(), params)
+            && !params.is_empty()
+        {
+            request.insert("params".to_owned(), Value::Object(params));
         }
         let lost = |error: io::Error, path: &Path| {
             ControlError::new(
@@ -123,6 +123,6 @@ fn result_of(mut answer: Value) -> Result<Value> {
     let message = error.get("message").and_then(Value::as_str).unwrap_or("no message").to_owned();
     let data = error.get_mut("data").map_or(Value::Null, Value::take);
     let kind = data.get("kind").cloned().and_then(|kind| serde_json::from_value(kind).ok());
-    let detail: Detail = serde_json::from_value(data).unwrap_or_default();
+    let detail: Box<Detail> = serde_json::from_value(data).unwrap_or_default();
     Err(ControlError { kind: kind.unwrap_or(ErrorKind::Failed), message, detail })
 }

@@ -87,7 +87,7 @@ fn handle_request(controller: &Controller, request: Value) -> Option<Value> {
 }
 
 fn refusal(id: Value, error: &ControlError) -> Value {
-    let mut data = serde_json::to_value(&error.detail).unwrap_or_default();
+    let mut data = serde_json::to_value(&*error.detail).unwrap_or_default();
     if let Value::Object(data) = &mut data {
         data.insert("kind".to_owned(), json!(error.kind));
     }

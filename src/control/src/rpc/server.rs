@@ -200,10 +200,10 @@ fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
         let mut wrote = Ok(());
         let fed = framer.feed(&buffer[..read], |frame| {
             // Answered one by one, so that at most one answer is held in memory.
-            if wrote.is_ok() {
-                if let Some(answer) = handle_frame(&shared.controller, frame) {
-                    wrote = stream.write_all(&answer);
-                }
+            if wrote.is_ok()
+                && let Some(answer) = handle_frame(&shared.controller, frame)
+            {
+                wrote = stream.write_all(&answer);
             }
         });
         wrote?;

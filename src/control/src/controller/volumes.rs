@@ -1,0 +1,200 @@
+//! Commands on volumes.
+
+use super::{Controller, Inner, VOLUMES_MAX, VolumeChange};
+use crate::config::{self, VolumeConfig};
+use crate::error::{ControlError, ErrorKind, Result};
+use crate::jobs::Work;
+use crate::node::{DeviceFault, LbaRange, Located, LostCache};
+use crate::stat::NodeStat;
+use crate::state::{KeptVolume, State};
+use crate::value::Mode;
+
+impl Controller {
+    /// Everything there is to know.
+    ///
+    /// # Errors
+    /// See [`NodeControl::stat`].
+    pub fn stat(&self) -> Result<NodeStat> {
+        self.node.stat()
+    }
+
+    /// How a volume is configured now.
+    ///
+    /// # Errors
+    /// No such volume.
+    pub fn volume_config(&self, name: &str) -> Result<VolumeConfig> {
+        existing(self.lock().keeper.state(), name).cloned()
+    }
+
+    /// Makes a volume.
+    ///
+    /// # Errors
+    /// The name or the backing device is taken, or see [`NodeControl::create_volume`].
+    pub fn create_volume(&self, volume: &VolumeConfig) -> Result<()> {
+        let mut inner = self.lock();
+        self.create_locked(&mut inner, volume)
+    }
+
+    pub(super) fn create_locked(&self, inner: &mut Inner, volume: &VolumeConfig) -> Result<()> {
+        check_new(inner, volume)?;
+        let before = inner.keeper.state().clone();
+        inner.keeper.change(|state| {
+            let kept = KeptVolume { now: volume.clone(), file: None };
+            state.volumes.insert(volume.name.clone(), kept);
+            // The file's volume of this name, if there is one, stays deleted: this is another.
+            if inner.file.volumes.iter().any(|other| other.name == volume.name) {
+                state.deleted.insert(volume.name.clone());
+            }
+        })?;
+        self.node.create_volume(volume).or_else(|error| {
+            inner.keeper.change(|state| *state = before)?;
+            Err(error)
+        })
+    }
+
+    /// Deletes a volume; the job's number.
+    ///
+    /// # Errors
+    /// No such volume, busy, or see [`NodeControl::delete_volume`].
+    pub fn delete_volume(&self, name: &str, discard_dirty: bool) -> Result<u64> {
+        let mut inner = self.lock();
+        existing(inner.keeper.state(), name)?;
+        let work = Work::Delete { volume: name.to_owned(), discard_dirty };
+        self.begin(&mut inner, work, |_| {})
+    }
+
+    /// Switches a volume's mode; the job's number.
+    ///
+    /// # Errors
+    /// No such volume, busy, or see [`NodeControl::set_mode`].
+    pub fn set_mode(&self, name: &str, mode: Mode) -> Result<u64> {
+        let mut inner = self.lock();
+        self.set_mode_locked(&mut inner, name, mode)
+    }
+
+    pub(super) fn set_mode_locked(&self, inner: &mut Inner, name: &str, mode: Mode) -> Result<u64> {
+        existing(inner.keeper.state(), name)?;
+        let work = Work::SetMode { volume: name.to_owned(), mode };
+        self.begin(inner, work, |state| {
+            if let Some(kept) = state.volumes.get_mut(name) {
+                kept.now.mode = mode;
+            }
+        })
+    }
+
+    /// Drains a volume; the job's number.
+    ///
+    /// # Errors
+    /// No such volume, or busy.
+    pub fn drain(&self, name: &str) -> Result<u64> {
+        let mut inner = self.lock();
+        existing(inner.keeper.state(), name)?;
+        self.begin(&mut inner, Work::Drain { volume: name.to_owned() }, |_| {})
+    }
+
+    /// Changes limits of a volume. Returns how it is configured then.
+    ///
+    /// # Errors
+    /// No such volume, limits that contradict each other, or see [`NodeControl::update_volume`].
+    pub fn set_volume(&self, name: &str, change: &VolumeChange) -> Result<VolumeConfig> {
+        let mut inner = self.lock();
+        let mut volume = existing(inner.keeper.state(), name)?.clone();
+        macro_rules! take {
+            ($($key:ident),+) => { $(if change.$key.is_some() { volume.$key = change.$key; })+ };
+        }
+        take!(cache_min, cache_max, dirty_max, dirty_age_max, memory_tier);
+        if let (Some(min), Some(max)) = (volume.cache_min, volume.cache_max)
+            && min > max
+        {
+            return Err(ControlError::new(
+                ErrorKind::Invalid,
+                format!("volume `{name}` would have a smallest cache above its largest"),
+            )
+            .field("cache_min")
+            .value(min)
+            .accepted(format!("at most cache_max = {max}")));
+        }
+        self.update_locked(&mut inner, &volume)?;
+        Ok(volume)
+    }
+
+    pub(super) fn update_locked(&self, inner: &mut Inner, volume: &VolumeConfig) -> Result<()> {
+        let before = existing(inner.keeper.state(), &volume.name)?.clone();
+        if before == *volume {
+            return Ok(());
+        }
+        let put = |inner: &mut Inner, volume: &VolumeConfig| {
+            inner.keeper.change(|state| {
+                if let Some(kept) = state.volumes.get_mut(&volume.name) {
+                    kept.now = volume.clone();
+                }
+            })
+        };
+        put(inner, volume)?;
+        self.node.update_volume(volume).or_else(|error| {
+            put(inner, &before)?;
+            Err(error)
+        })
+    }
+
+    /// Which copy is current, and where.
+    ///
+    /// # Errors
+    /// See [`NodeControl::locate`].
+    pub fn locate(&self, name: &str, range: LbaRange, pieces_max: usize) -> Result<Vec<Located>> {
+        self.node.locate(name, range, pieces_max)
+    }
+
+    /// What went with a lost cache; with `commit` the volume goes on without it.
+    ///
+    /// # Errors
+    /// See [`NodeControl::recover_lost_cache`].
+    pub fn recover_lost_cache(&self, name: &str, commit: bool) -> Result<LostCache> {
+        let inner = self.lock();
+        existing(inner.keeper.state(), name)?;
+        self.node.recover_lost_cache(name, commit)
+    }
+
+    /// Injects a fault.
+    ///
+    /// # Errors
+    /// See [`NodeControl::inject_fault`].
+    pub fn inject_fault(&self, fault: &DeviceFault) -> Result<()> {
+        self.node.inject_fault(fault)
+    }
+}
+
+pub(super) fn existing<'s>(state: &'s State, name: &str) -> Result<&'s VolumeConfig> {
+    match state.volumes.get(name) {
+        Some(kept) => Ok(&kept.now),
+        None => {
+            let error = ControlError::not_found("volume", name);
+            let names: Vec<&str> = state.volumes.keys().map(String::as_str).collect();
+            Err(match crate::value::nearest(name, &names) {
+                Some(near) => error.remedy(format!("did you mean `{near}`?")),
+                None => error,
+            })
+        }
+    }
+}
+
+/// What a new volume must not share with those there are.
+fn check_new(inner: &Inner, volume: &VolumeConfig) -> Result<()> {
+    let state = inner.keeper.state();
+    if state.volumes.contains_key(&volume.name) {
+        return Err(ControlError::new(
+            ErrorKind::Exists,
+            format!("there is a volume `{}` already", volume.name),
+        )
+        .field("name")
+        .remedy("choose another name, or see `forebay volume show`"));
+    }
+    if state.volumes.len() >= VOLUMES_MAX {
+        return Err(ControlError::new(
+            ErrorKind::Busy,
+            format!("there are {VOLUMES_MAX} volumes, as many as a node can have"),
+        ));
+    }
+    let others: Vec<VolumeConfig> = state.volumes.values().map(|kept| kept.now.clone()).collect();
+    config::check_volume(&inner.file, &others, volume)
+}
