@@ -23,8 +23,9 @@
 //!    Recovery replays batches in the order of their numbers.
 //! 2. **Placement.** A fill or a moved (reinserted) block is appended only while no newer version
 //!    of the block, and no record that kills it, exists, whether committed or in flight. A fill
-//!    carries the volume's last *committed* LSN from when its backing read began. Moved zeroes
-//!    leave out blocks that have a newer version, in flight ones included.
+//!    carries the volume's last *committed* LSN from when its backing read began. Zeroes and
+//!    discards are moved within the *journal* stream, without the blocks that have a newer
+//!    version (in flight ones included); blocks of data to the reinsert stream.
 //! 3. **Order in a stream.** A batch counts (commits, inserts) only after all earlier batches of its
 //!    stream are durable. `durable_below` of a header names the oldest batch of the stream that
 //!    was not durable yet.
@@ -32,7 +33,7 @@
 //!    [`record::Kind::Commit`] for each volume: all LSNs up to its LSN are durable and committed.
 //! 5. **Seal.** A footer is built only when all batches of its segment and all earlier ones of its
 //!    stream are durable (flushed, where the device has a volatile write cache) and each of the
-//!    segment's records is committed or dropped. It leaves out blocks whose current version is
+//!    segment's records is committed or dropped; within a stream in the order of opening. It leaves out blocks whose current version is
 //!    not there and notes what is clean: it is the truth at the moment of its seal number.
 //! 6. **Free.** Segments are freed in the order of their *seal* numbers, each one's mark durable
 //!    before the next one's is submitted, and a segment only when every segment opened before its

@@ -209,6 +209,12 @@ impl BatchBuilder {
         self.start + (1 + self.blocks as usize) * BLOCK
     }
 
+    /// The slot of the header inside the segment.
+    #[must_use]
+    pub const fn slot(&self) -> u16 {
+        self.slot
+    }
+
     /// The slot behind the batch.
     #[must_use]
     pub const fn next_slot(&self) -> u32 {
@@ -375,8 +381,16 @@ impl<'a> Iterator for RecordIter<'a> {
     }
 }
 
-/// Checks the data of a record against its CRCs: the first block that does not match.
-/// `data` begins with the record's first block.
+/// A block's CRC as it is folded in memory ([`crate::fold::Folds`]): with the LSN taken as 0, which
+/// a hit does not know. The seed of a [`block_crc`] is mixed in by exclusive or, so it can be
+/// exchanged without the data.
+#[must_use]
+pub fn timeless_crc(crc: u32, volume_key: u64, block: u64, lsn: u64) -> u32 {
+    crc ^ block_crc(volume_key, block, lsn, &[]) ^ block_crc(volume_key, block, 0, &[])
+}
+
+/// Checks the data of a record against its CRCs: from the first block that does not match to behind
+/// the last. `data` begins with the record's first block.
 #[must_use]
 pub fn bad_blocks(
     record: &Record,

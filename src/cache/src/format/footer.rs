@@ -4,7 +4,7 @@
 use super::batch::{Crcs, RecordIter, SegmentName};
 use super::bytes::{Reader, put_crc, put_u16, put_u32, put_u64, sound};
 use super::geometry::LogStream;
-use super::record::{CRC_BYTES, Kind, RECORD_BYTES, Record};
+use super::record::{CRC_BYTES, RECORD_BYTES, Record};
 use super::segment_log::SegmentLog;
 use super::{BLOCK, VERSION};
 use forebay_io::Uuid;
@@ -67,20 +67,14 @@ pub struct FooterBuilt {
 /// [`super::geometry::Geometry::footer_bytes`].
 ///
 /// `block_fate` says what becomes of one block of data: it gets the record and the index of the
-/// block in it. `zeroes_run` says for a Zeroes or Discard record whether its blocks from an index
-/// on are still zeroes that the backing store does not hold, and for how many blocks that answer
-/// holds (at least one is taken). The parts that are not stay as clean ones, which only kill what is older. All
-/// other records are kept.
-///
-/// `None` where it does not fit. That happens only where `zeroes_run` splits records that cover
-/// many blocks: move the dirty parts to the reinsert log first, then none is dirty here.
+/// block in it. Records without data are all kept. `None` where `out` is too short, which a log
+/// that kept its bounds never asks for.
 pub fn build_footer(
     out: &mut [u8],
     log: &SegmentLog,
     name: &SegmentName,
     seal: u64,
     mut block_fate: impl FnMut(&Record, u32) -> Keep,
-    mut zeroes_run: impl FnMut(&Record, u32) -> (bool, u32),
 ) -> Option<FooterBuilt> {
     let mut writer = Writer { out, at: FOOTER_HEAD_BYTES, live: 0, dirty: 0 };
     let (mut first, mut last) = (0, 0);
@@ -91,10 +85,10 @@ pub fn build_footer(
         writer.at += GROUP_BYTES;
         for entry in entries {
             let (record, crcs) = log.get(entry)?;
-            match record.kind {
-                Kind::Write | Kind::Fill => writer.put_data(record, crcs, &mut block_fate)?,
-                Kind::Zeroes | Kind::Discard => writer.put_zeroes(record, &mut zeroes_run)?,
-                _ => writer.put(record, &[])?,
+            if record.kind.has_data() {
+                writer.put_data(record, crcs, &mut block_fate)?;
+            } else {
+                writer.put(record, &[])?;
             }
         }
         let bytes = writer.at - head - GROUP_BYTES;
@@ -171,32 +165,6 @@ impl Writer<'_> {
             from = end;
         }
         Some(())
-    }
-
-    /// Splits a Zeroes or Discard record into dirty and clean runs.
-    fn put_zeroes(
-        &mut self,
-        record: &Record,
-        zeroes_run: &mut impl FnMut(&Record, u32) -> (bool, u32),
-    ) -> Option<()> {
-        let mut run = Record { blocks: 0, ..*record };
-        let mut from = 0;
-        while from < record.blocks {
-            let (dirty, len) =
-                if record.clean { (false, record.blocks) } else { zeroes_run(record, from) };
-            let len = len.clamp(1, record.blocks - from);
-            if run.blocks > 0 && run.clean == dirty {
-                self.put(&run, &[])?;
-                run.blocks = 0;
-            }
-            if run.blocks == 0 {
-                run.block = record.block + u64::from(from);
-                run.clean = !dirty;
-            }
-            run.blocks += len;
-            from += len;
-        }
-        self.put(&run, &[])
     }
 
     fn put(&mut self, record: &Record, crcs: &[u32]) -> Option<()> {

@@ -79,7 +79,7 @@ impl SegmentLog {
         self.geometry.footer_bytes().saturating_sub(self.footer_bytes)
     }
 
-    pub(super) fn push(&mut self, record: &Record) -> u32 {
+    pub(crate) fn push(&mut self, record: &Record) -> u32 {
         let entry = self.len();
         let crc = u32::try_from(self.crcs.len()).unwrap_or(u32::MAX);
         self.held.push(Held { record: *record, crc });
@@ -87,12 +87,12 @@ impl SegmentLog {
         entry
     }
 
-    pub(super) fn push_crc(&mut self, crc: u32) {
+    pub(crate) fn push_crc(&mut self, crc: u32) {
         self.crcs.push(crc);
     }
 
     /// Ends the group of records that were pushed since the last call.
-    pub(super) fn close_batch(&mut self, number: u64) {
+    pub(crate) fn close_batch(&mut self, number: u64) {
         let end = self.len();
         if self.groups.last().is_none_or(|group| group.end < end) {
             self.groups.push(Group { number, end });
@@ -133,6 +133,30 @@ impl SegmentLog {
             start = group.end;
             (group.number, range)
         })
+    }
+
+    /// One of the batches: its number and its records.
+    #[must_use]
+    pub fn group(&self, index: usize) -> Option<(u64, Range<u32>)> {
+        let group = self.groups.get(index)?;
+        let start = index.checked_sub(1).and_then(|before| self.groups.get(before));
+        Some((group.number, start.map_or(0, |before| before.end)..group.end))
+    }
+
+    /// Forgets the batches from this one on.
+    pub(crate) fn truncate(&mut self, groups: usize) {
+        self.groups.truncate(groups);
+        let held = self.groups.last().map_or(0, |group| group.end);
+        self.held.truncate(usize::try_from(held).unwrap_or(usize::MAX));
+        let end = self.held.last().map_or(0, |held| {
+            usize::try_from(held.crc).unwrap_or(usize::MAX) + held.record.data_blocks()
+        });
+        self.crcs.truncate(end);
+    }
+
+    /// Changes every CRC, so that no data match any more.
+    pub(crate) fn poison(&mut self) {
+        self.crcs.iter_mut().for_each(|crc| *crc = !*crc);
     }
 
     /// Bytes of memory held.
