@@ -119,7 +119,8 @@ pub struct Recovered {
     pub numbers: Numbers,
     /// The index, dirty flags set.
     pub index: Index,
-    /// For each slot the fold of its block's CRC32C ([`forebay_io::crc::fold16`]).
+    /// For each slot the fold ([`forebay_io::crc::fold16`]) of its block's
+    /// [timeless CRC](crate::fold::timeless).
     pub folds: Vec<u16>,
     /// Each segment.
     pub segments: Vec<SegmentInfo>,
