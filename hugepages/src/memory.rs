@@ -1,7 +1,7 @@
 //! Memory that is read and written by copying only: safe, because nobody gets its address.
 
+use crate::PAGE;
 use crate::region::{Backing, Preference, Region, RegionError};
-use crate::{HUGE_PAGE, PAGE};
 use core::ops::Range;
 use core::ptr;
 
@@ -42,8 +42,8 @@ impl Memory {
     /// Where `offset + into.len()` lies beyond the end: the caller checks ranges first.
     pub fn read(&self, offset: usize, into: &mut [u8]) {
         assert!(offset.checked_add(into.len()).is_some_and(|end| end <= self.0.len()));
-        // SAFETY: the range is inside the mapping; `Unshared` says that nobody else has access, and
-        // `into` cannot overlap because no reference in exists.
+        // SAFETY: the range is inside the mapping, whose address nobody else has, so that no reference
+        // into it exists that `into` could be or overlap.
         unsafe {
             ptr::copy_nonoverlapping(self.0.as_ptr().add(offset), into.as_mut_ptr(), into.len());
         }
@@ -61,19 +61,15 @@ impl Memory {
         }
     }
 
-    /// Makes the bytes of `range` read as zeroes and gives whole pages back to the kernel where
-    /// they can be given back; cost is proportional to the pages that were in use.
+    /// Makes the bytes of `range` read as zeroes. Whole ordinary pages go back to the kernel, at a cost
+    /// by the pages that were in use; hugetlb pages are filled, at a cost by the length.
     ///
     /// # Panics
     /// Where `range` lies beyond the end: the caller checks ranges first.
     pub fn zero(&mut self, range: Range<usize>) {
         assert!(range.start <= range.end && range.end <= self.0.len());
-        let page = match self.0.backing() {
-            Backing::Hugetlb => HUGE_PAGE,
-            Backing::Ordinary => PAGE,
-        };
-        let first = range.start.next_multiple_of(page);
-        let last = range.end / page * page;
+        let first = range.start.next_multiple_of(PAGE);
+        let last = range.end / PAGE * PAGE;
         if first >= last || !self.give_back(first..last) {
             self.fill_zero(range);
         } else {
@@ -82,8 +78,12 @@ impl Memory {
         }
     }
 
-    /// Drops whole pages, which then read as zeroes; false where the kernel cannot (hugetlb before 5.18).
+    /// Drops whole pages, which then read as zeroes; false where that is not done. Never for hugetlb:
+    /// the reservation may be lost with the page, and touching it again without one is SIGBUS.
     fn give_back(&mut self, range: Range<usize>) -> bool {
+        if self.0.backing() == Backing::Hugetlb {
+            return false;
+        }
         // SAFETY: the range is inside our private anonymous mapping and page-aligned; `&mut self` says
         // that nobody reads it meanwhile.
         unsafe {
