@@ -134,8 +134,6 @@ pub enum OpenError {
     },
     /// The device does not answer.
     Device(forebay_io::DeviceError),
-    /// No buffer to be had.
-    NoMemory,
 }
 
 impl fmt::Display for OpenError {
@@ -184,7 +182,6 @@ impl fmt::Display for OpenError {
                 write!(f, "the superblock of shard {shard} is not consistent: {what}; see `forebay doctor`")
             }
             Self::Device(error) => write!(f, "the device cannot be read: {error}"),
-            Self::NoMemory => f.write_str("no buffer memory to read the device: raise the hugepage pool"),
         }
     }
 }

@@ -106,18 +106,9 @@ impl Opener {
         }
     }
 
-    /// The next device operation, if one is due.
+    /// The next device operation; `None` also while the pool has no buffer: ask again.
     pub fn poll_action<P: BufPool>(&mut self, pool: &mut P) -> Option<Op<P::Buf>> {
-        let op = self.transfer.poll_action(pool);
-        if op.is_none()
-            && self.result.is_none()
-            && self.transfer.in_flight() == 0
-            && self.transfer.pending() > 0
-        {
-            // Nothing is in flight that could give a buffer back.
-            self.result = Some(Err(OpenError::NoMemory));
-        }
-        op
+        self.transfer.poll_action(pool)
     }
 
     /// Takes the completion of one of its operations.

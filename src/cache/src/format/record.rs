@@ -107,6 +107,8 @@ pub const RECORD_BYTES: usize = 40;
 pub const CRC_BYTES: usize = 4;
 /// One above the greatest cache block number.
 pub const MAX_BLOCK: u64 = 1 << 36;
+/// One above the greatest log sequence number.
+pub const MAX_LSN: u64 = 1 << 63;
 /// One above the greatest volume index.
 pub const MAX_VOLUME: u16 = 1 << 12;
 
@@ -139,6 +141,7 @@ impl Record {
         let end = self.block.checked_add(u64::from(self.blocks));
         let ranged = !matches!(self.kind, Kind::Commit | Kind::Promise);
         self.volume < MAX_VOLUME
+            && self.lsn.0 < MAX_LSN
             && end.is_some_and(|end| end <= MAX_BLOCK)
             && ranged == (self.blocks > 0)
             && (ranged || self.block == 0)

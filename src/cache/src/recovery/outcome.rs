@@ -1,5 +1,6 @@
 //! What recovery hands to the engine.
 
+use crate::fold::Folds;
 use crate::format::geometry::{LogStream, Numbers, ShardMap};
 use crate::format::superblock::{Superblock, SuperblockError};
 use crate::index::Index;
@@ -108,7 +109,6 @@ pub struct Stats {
 }
 
 /// Everything the engine starts from.
-#[derive(Debug)]
 pub struct Recovered {
     /// The superblock that is on the device now: its incarnation is the present one (unless the
     /// recovery was read-only).
@@ -121,7 +121,7 @@ pub struct Recovered {
     pub index: Index,
     /// For each slot the fold ([`forebay_io::crc::fold16`]) of its block's
     /// [timeless CRC](crate::fold::timeless).
-    pub folds: Vec<u16>,
+    pub folds: Folds,
     /// Each segment.
     pub segments: Vec<SegmentInfo>,
     /// Each volume of the superblock, by rising index.
@@ -155,8 +155,6 @@ pub enum RecoveryError {
     },
     /// More segments without a footer than any crash leaves.
     TooManyOpen(u32),
-    /// No buffer memory.
-    NoMemory,
 }
 
 impl fmt::Display for RecoveryError {
@@ -181,7 +179,6 @@ impl fmt::Display for RecoveryError {
                 "{count} segments have no footer, more than a crash leaves: the device is damaged or was \
                  written to by something else; see `forebay doctor`"
             ),
-            Self::NoMemory => f.write_str("no buffer memory for recovery: raise the hugepage pool"),
         }
     }
 }

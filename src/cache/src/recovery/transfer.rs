@@ -42,6 +42,7 @@ pub struct Transfer {
     waiting: VecDeque<u32>,
     /// A chunk for which the pool had no buffer stays at the front of `waiting`.
     in_flight: usize,
+    pending: usize,
     spare: Vec<Vec<u8>>,
 }
 
@@ -73,8 +74,8 @@ impl Transfer {
 
     /// Jobs that are not done.
     #[must_use]
-    pub fn pending(&self) -> usize {
-        self.jobs.iter().filter(|job| job.is_some()).count()
+    pub const fn pending(&self) -> usize {
+        self.pending
     }
 
     /// Device operations in flight.
@@ -84,6 +85,7 @@ impl Transfer {
     }
 
     fn push(&mut self, id: u64, kind: OpKind, offset: u64, bytes: Vec<u8>) {
+        self.pending += 1;
         let job = Job { id, kind, offset, bytes, issued: 0, flying: 0, error: None };
         let place = self.jobs.iter().position(Option::is_none).unwrap_or(self.jobs.len());
         if place == self.jobs.len() {
@@ -148,6 +150,7 @@ impl Transfer {
             return None;
         }
         let job = slot.take()?;
+        self.pending -= 1;
         Some(Done { id: job.id, bytes: job.bytes, result: job.error.map_or(Ok(()), Err) })
     }
 }
