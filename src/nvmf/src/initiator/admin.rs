@@ -184,7 +184,13 @@ impl Admin {
     ///
     /// # Errors
     /// [`Error::Unsupported`] where too many are in flight.
-    pub fn request(&mut self, token: u64, sqe: Sqe, read: usize, now: Instant) -> Result<(), Error> {
+    pub fn request(
+        &mut self,
+        token: u64,
+        sqe: Sqe,
+        read: usize,
+        now: Instant,
+    ) -> Result<(), Error> {
         let full = Error::Unsupported("so many admin commands at once");
         let transfer = match (read, u32::try_from(read)) {
             (0, _) => Transfer::None,
@@ -218,11 +224,14 @@ impl Admin {
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), Error> {
         match self.step {
             Step::Ended => return Ok(()),
-            Step::WaitingReady(at) if now >= at => self.ask(property::CSTS, Step::AskingReady, now)?,
+            Step::WaitingReady(at) if now >= at => {
+                self.ask(property::CSTS, Step::AskingReady, now)?
+            }
             _ => {}
         }
         if !matches!(self.step, Step::Ready) {
-            let limit = self.config.timeout.max(Duration::from_millis(500) * u32::from(self.cap.to));
+            let limit =
+                self.config.timeout.max(Duration::from_millis(500) * u32::from(self.cap.to));
             return if now >= self.began + limit {
                 Err(Error::Timeout(self.step.what()))
             } else {

@@ -475,7 +475,7 @@ impl<B: Buf> Controller<B> {
             Ask::Events => self.ask_namespace(Ask::Namespace, now),
             Ask::Namespace | Ask::NamespaceAgain => {
                 let uuid = self.namespace.as_ref().and_then(|old| old.uuid);
-                let found = raw.map(|raw| IdNamespace::decode(raw));
+                let found = raw.map(IdNamespace::decode);
                 let mut info = namespace_info(self.config.nsid, &found.unwrap_or_default())?;
                 info.uuid = uuid;
                 let changed = self.namespace.as_ref().is_some_and(|old| *old != info);

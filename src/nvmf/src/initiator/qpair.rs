@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
+use crate::initiator::Error;
 use crate::initiator::output::Output;
 use crate::initiator::receive::{Receive, Receiver};
-use crate::initiator::Error;
 use forebay_io::{Buf, Instant, Piece};
 use forebay_wire::sqe::Sgl;
 use forebay_wire::tcp::{

@@ -7,12 +7,10 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
+use crate::initiator::Error;
 use crate::initiator::controller::{Controller, ControllerEvent, HostConfig, NamespaceInfo};
 use crate::initiator::qpair::{Command, Finished, Transfer};
-use crate::initiator::Error;
-use forebay_io::{
-    Buf, Completion, DeviceError, DeviceInfo, Duration, Instant, Op, OpKind, Uuid,
-};
+use forebay_io::{Buf, Completion, DeviceError, DeviceInfo, Duration, Instant, Op, OpKind, Uuid};
 use forebay_wire::sqe::{DatasetManagement, ReadWrite, nvm};
 use forebay_wire::{Sqe, Status, dsm};
 
@@ -508,8 +506,11 @@ impl<B: Buf> Remote<B> {
 
     /// The association is lost: what was in flight fails, and another attempt follows.
     fn lose(&mut self, error: Error, now: Instant) {
-        let cause =
-            if matches!(error, Error::Timeout(_)) { DeviceError::Timeout } else { DeviceError::Gone };
+        let cause = if matches!(error, Error::Timeout(_)) {
+            DeviceError::Timeout
+        } else {
+            DeviceError::Gone
+        };
         let final_error = error.is_final();
         self.last_error = Some(error);
         if let Some(controller) = &mut self.controller {

@@ -1,0 +1,1 @@
+//! The initiator against the project's own target, both in this process.
