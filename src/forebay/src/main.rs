@@ -1,2 +1,23 @@
 //! The `forebay` command.
-fn main() {}
+
+mod cli;
+mod commands;
+mod devices;
+mod doctor;
+mod output;
+mod progress;
+mod serve;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    match commands::run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("forebay: {error}");
+            ExitCode::from(error.kind.exit_code())
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! `volume`: make, show, change, drain, delete.
+
+use super::{Context, confirm};
+use crate::cli::{Limits, Volume, VolumeCreate};
+use crate::{output, progress};
+use forebay_control::VolumeConfig;
+use forebay_control::error::{ControlError, ErrorKind, Result};
+use forebay_control::jobs::JobView;
+use forebay_control::node::{LbaRange, Located, LostCache};
+use forebay_control::stat::VolumeStat;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+/// The answer of `volume_list`.
+#[derive(Serialize, Deserialize)]
+struct Volumes {
+    schema_version: u32,
+    volumes: Vec<VolumeStat>,
+}
+
+/// The answer of `volume_show`.
+#[derive(Serialize, Deserialize)]
+struct Shown {
+    schema_version: u32,
+    config: VolumeConfig,
+    /// `None` where the node has not got it, as while it is being made.
+    volume: Option<VolumeStat>,
+    jobs: Vec<JobView>,
+}
+
+/// The answer of `volume_where`.
+#[derive(Serialize, Deserialize)]
+struct Pieces {
+    schema_version: u32,
+    volume: String,
+    pieces: Vec<Located>,
+}
+
+/// The answer to what begins a job.
+#[derive(Deserialize)]
+struct Began {
+    job: u64,
+}
+
+pub(super) fn run(context: &Context, args: Volume) -> Result<()> {
+    let format = context.format;
+    match args {
+        Volume::Create(create) => {
+            let shown: Shown = context.client()?.get("volume_create", create_params(&create))?;
+            output::show(format, &shown, |shown| match &shown.volume {
+                Some(volume) => format!(
+                    "volume {} is served as {} namespace {}, {}",
+                    volume.name,
+                    volume.nqn,
+                    volume.nsid,
+                    output::bytes(volume.size)
+                ),
+                None => format!("volume {} is made", shown.config.name),
+            })
+        }
+        Volume::List => {
+            let all: Volumes = context.client()?.get("volume_list", json!({}))?;
+            output::show(format, &all, |all| list(&all.volumes))
+        }
+        Volume::Show { name } => {
+            let shown: Shown = context.client()?.get("volume_show", json!({ "name": name }))?;
+            output::show(format, &shown, details)
+        }
+        Volume::Delete { name, discard_dirty, confirm: yes, wait } => {
+            let what = if discard_dirty {
+                format!("volume {name} is deleted, and writes that are only in the cache are LOST")
+            } else {
+                format!("volume {name} is drained, then deleted; its backing device keeps the data")
+            };
+            let mut client = context.client()?;
+            // A name that is not there is said before anybody is asked to type it.
+            client.call("volume_show", json!({ "name": name }))?;
+            confirm(&name, yes.yes, &what)?;
+            let params = json!({ "name": name, "discard_dirty": discard_dirty });
+            let began: Began = client.get("volume_delete", params)?;
+            progress::follow(&mut client, format, began.job, &wait)
+        }
+        Volume::SetMode { name, mode, wait } => {
+            let mut client = context.client()?;
+            let params = json!({ "name": name, "mode": mode });
+            let began: Began = client.get("volume_set_mode", params)?;
+            progress::follow(&mut client, format, began.job, &wait)
+        }
+        Volume::Drain { name, wait } => {
+            let mut client = context.client()?;
+            let began: Began = client.get("volume_drain", json!({ "name": name }))?;
+            progress::follow(&mut client, format, began.job, &wait)
+        }
+        Volume::Where { name, lba: (lba, blocks) } => locate(context, &name, lba, blocks),
+        Volume::Set { name, limits } => {
+            let mut params = limit_params(&limits.limits);
+            params.insert("name".to_owned(), json!(name));
+            let config: VolumeConfig = context.client()?.get("volume_set", params.into())?;
+            output::show(format, &config, |config| configured(config).join("\n"))
+        }
+        Volume::Recover { name, lost_cache: _, confirm: yes } => recover(context, &name, yes.yes),
+    }
+}
+
+fn create_params(create: &VolumeCreate) -> Value {
+    let mut params = limit_params(&create.limits);
+    let mut put = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            params.insert(key.to_owned(), value);
+        }
+    };
+    put("name", Some(json!(create.name)));
+    put("backing", Some(json!(create.backing)));
+    put("mode", Some(json!(create.mode)));
+    put("replicas", create.replicas.map(|n| json!(n)));
+    put("min_copies", create.min_copies.map(|n| json!(n)));
+    put("block_size", create.block_size.map(|n| json!(n)));
+    put("subsystem", create.subsystem.as_ref().map(|s| json!(s)));
+    put("hosts", (!create.hosts.is_empty()).then(|| json!(create.hosts)));
+    params.into()
+}
+
+fn limit_params(limits: &Limits) -> Map<String, Value> {
+    let mut params = Map::new();
+    let sizes = [
+        ("cache_min", limits.cache_min),
+        ("cache_max", limits.cache_max),
+        ("dirty_max", limits.dirty_max),
+        ("memory_tier", limits.memory_tier),
+    ];
+    for (key, size) in sizes {
+        if let Some(size) = size {
+            params.insert(key.to_owned(), json!(size.0));
+        }
+    }
+    if let Some(age) = limits.dirty_age_max {
+        params.insert("dirty_age_max".to_owned(), json!(age.to_string()));
+    }
+    params
+}
+
+fn mode_of(volume: &VolumeStat) -> String {
+    if volume.mode == volume.target_mode {
+        volume.mode.to_string()
+    } else {
+        format!("{} -> {}", volume.mode, volume.target_mode)
+    }
+}
+
+fn state_of(volume: &VolumeStat) -> String {
+    format!("{:?}", volume.state).to_lowercase()
+}
+
+fn age_of(volume: &VolumeStat) -> String {
+    volume
+        .oldest_dirty_ms
+        .map_or_else(|| "-".to_owned(), |ms| format!("{:.1} s", ms as f64 / 1000.0))
+}
+
+fn list(volumes: &[VolumeStat]) -> String {
+    if volumes.is_empty() {
+        return "There are no volumes: forebay volume create NAME --backing URI --mode MODE\n"
+            .to_owned();
+    }
+    let rows = volumes.iter().map(|volume| {
+        vec![
+            volume.name.clone(),
+            state_of(volume),
+            mode_of(volume),
+            output::bytes(volume.size),
+            output::bytes(volume.dirty_bytes),
+            age_of(volume),
+            volume.backing.uri.clone(),
+            format!("{} ns {}", volume.nqn, volume.nsid),
+        ]
+    });
+    let head = ["NAME", "STATE", "MODE", "SIZE", "DIRTY", "OLDEST", "BACKING", "SERVED AS"];
+    output::table(&head, &[3, 4, 5], rows.collect())
+}
+
+fn details(shown: &Shown) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    let mut add = |key: &str, value: String| lines.push(format!("{key:<14} {value}"));
+    if let Some(v) = &shown.volume {
+        add("state", state_of(v));
+        if let Some(cause) = &v.cause {
+            add("cause", cause.clone());
+        }
+        add("mode", mode_of(v));
+        add("served as", format!("{} namespace {}", v.nqn, v.nsid));
+        add("uuid", v.uuid.clone());
+        add("size", format!("{} ({} blocks of {} B)", output::bytes(v.size), v.size / u64::from(v.block_size.max(1)), v.block_size));
+        add("backing state", format!("{:?}", v.backing.health).to_lowercase());
+        if let Some(cause) = &v.backing.cause {
+            add("", cause.clone());
+        }
+        add("dirty", format!("{} of at most {}, oldest {}", output::bytes(v.dirty_bytes), output::bytes(v.dirty_max), age_of(v)));
+        add("cached", format!("{}, {} of it in memory", output::bytes(v.cached_bytes), output::bytes(v.memory_tier_bytes)));
+        add("hit ratio", v.hit_ratio.map_or_else(|| "-".to_owned(), |r| format!("{:.1} %", r * 100.0)));
+        if v.lost_bytes > 0 {
+            add("LOST", format!("{} whose only copy cannot be read", output::bytes(v.lost_bytes)));
+        }
+        add("owner epoch", v.owner_epoch.to_string());
+        add("reactor", v.reactor.to_string());
+    }
+    lines.extend(configured(&shown.config));
+    for job in &shown.jobs {
+        let state = format!("{:?}", job.state).to_lowercase();
+        lines.push(format!("{}: {state} {}", progress::named(job), progress::speed(job)));
+    }
+    lines.join("\n")
+}
+
+fn configured(config: &VolumeConfig) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut add = |key: &str, value: Option<String>| {
+        lines.push(format!("{key:<14} {}", value.unwrap_or_else(|| "default".to_owned())));
+    };
+    add("backing", Some(config.backing.clone()));
+    let hosts = config.hosts.as_ref().map_or("those of `forebay host list`".to_owned(), |h| h.join(", "));
+    add("hosts", Some(hosts));
+    add("dirty_max", config.dirty_max.map(|v| v.to_string()));
+    add("dirty_age_max", config.dirty_age_max.map(|v| v.to_string()));
+    add("memory_tier", config.memory_tier.map(|v| v.to_string()));
+    add("cache_min", config.cache_min.map(|v| v.to_string()));
+    add("cache_max", config.cache_max.map(|v| v.to_string()));
+    lines
+}
+
+fn locate(context: &Context, name: &str, lba: u64, blocks: u64) -> Result<()> {
+    let params = json!({ "name": name, "lba": lba, "blocks": blocks });
+    let answer: Pieces = context.client()?.get("volume_where", params)?;
+    output::show(context.format, &answer, |answer| {
+        let rows = answer.pieces.iter().map(|piece| {
+            let last = piece.lba.saturating_add(piece.blocks).saturating_sub(1);
+            let memory = if piece.in_memory { ", and in memory" } else { "" };
+            vec![
+                format!("{}-{last}", piece.lba),
+                format!("{}{memory}", piece.current.as_str()),
+                piece.lsn.map_or_else(|| "-".to_owned(), |lsn| lsn.to_string()),
+                piece.place.clone().unwrap_or_default(),
+            ]
+        });
+        output::table(&["BLOCKS", "CURRENT", "LSN", "PLACE"], &[], rows.collect())
+    })
+}
+
+fn recover(context: &Context, name: &str, yes: bool) -> Result<()> {
+    let mut client = context.client()?;
+    let mut ask = |commit: bool| -> Result<LostCache> {
+        let params = json!({ "name": name, "lost_cache": true, "commit": commit });
+        client.get("volume_recover", params)
+    };
+    let lost = ask(false)?;
+    output::show(context.format, &lost, lost_table)?;
+    let what = if lost.clean {
+        format!("volume {name} goes on without its cache; nothing is lost")
+    } else {
+        format!("volume {name} goes on without its cache, and what is listed above is LOST")
+    };
+    confirm(name, yes, &what)?;
+    let after = ask(true)?;
+    if after.ranges != lost.ranges {
+        return Err(ControlError::new(
+            ErrorKind::Degraded,
+            format!("volume {name} goes on, but what was lost changed: look again"),
+        ));
+    }
+    Ok(())
+}
+
+fn lost_table(lost: &LostCache) -> String {
+    let mut text = String::new();
+    if lost.clean {
+        text.push_str("The volume was clean: nothing is lost.\n");
+    } else {
+        let rows = lost.ranges.iter().map(|LbaRange { lba, blocks }| {
+            vec![lba.to_string(), blocks.to_string()]
+        });
+        text.push_str(&output::table(&["LOST FROM BLOCK", "BLOCKS"], &[0, 1], rows.collect()));
+        if !lost.complete {
+            text.push_str("There may be more: not everything can be known without the device.\n");
+        }
+    }
+    if !lost.note.is_empty() {
+        text.push_str(&lost.note);
+        text.push('\n');
+    }
+    text
+}
