@@ -184,6 +184,8 @@ pub struct Target<B> {
     discovery: Vec<DiscoveryRecord>,
     discovery_generation: u64,
     deadline: Instant,
+    /// The latest time that any call was given.
+    clock: Instant,
     stats: TargetStats,
 }
 
@@ -207,6 +209,7 @@ impl<B: Buf> Target<B> {
             discovery: Vec::new(),
             discovery_generation: 1,
             deadline: Instant::NEVER,
+            clock: now,
             stats: TargetStats::default(),
         }
     }

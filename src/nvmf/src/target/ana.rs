@@ -17,6 +17,7 @@ use forebay_wire::{Nqn, Status};
 impl<B: Buf> Target<B> {
     /// Draws the consequences of changes noted with `mark_dirty`.
     pub(super) fn settle(&mut self, now: Instant) {
+        self.clock = self.clock.max(now);
         while let Some(at) = self.dirty.pop() {
             self.release_claim(at);
             self.finish_association(at);

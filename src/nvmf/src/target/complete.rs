@@ -45,6 +45,7 @@ impl<B: Buf> Target<B> {
             }
             if conn.admitted == 0 {
                 self.reap(parts.conn);
+                self.settle(self.clock);
             }
             return;
         }
