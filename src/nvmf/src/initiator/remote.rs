@@ -18,9 +18,8 @@ use forebay_wire::{Sqe, Status, dsm};
 const WRITE_ZEROES_MAX: u64 = 1 << 16;
 /// Blocks of one Dataset Management range.
 const DEALLOCATE_MAX: u64 = u32::MAX as u64;
-/// How often a command is sent again that the controller asks to retry.
-const RETRIES: u8 = 8;
-/// Between such attempts.
+/// Between attempts of a command that the controller asks to retry (it is starting, or holds this
+/// association back until an older one has ended).
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// How a remote namespace is reached and kept.
@@ -32,7 +31,8 @@ pub struct RemoteConfig {
     pub reconnect_min: Duration,
     /// Longest such pause.
     pub reconnect_max: Duration,
-    /// How long operations wait for a lost association before they fail at once.
+    /// How long operations wait for a lost association, or are tried again where the controller
+    /// asks for that, before they fail.
     pub fail_after: Duration,
 }
 
@@ -68,7 +68,8 @@ struct Task<B> {
     step: u64,
     fua: bool,
     buf: Option<B>,
-    retries: u8,
+    /// When the operation was submitted: retries are bounded from then on.
+    since: Instant,
 }
 
 /// A remote namespace. See the module's description.
@@ -194,7 +195,7 @@ impl<B: Buf> Remote<B> {
             step: 0,
             fua: op.fua,
             buf: op.buf,
-            retries: 0,
+            since: now,
         });
         if !self.waiting.is_empty() || !self.send(at, now) {
             self.waiting.push_back(at);
@@ -490,8 +491,7 @@ impl<B: Buf> Remote<B> {
             }
             self.tasks[at] = Some(task);
             self.waiting.push_back(at);
-        } else if wants_retry(status) && task.retries < RETRIES {
-            task.retries += 1;
+        } else if wants_retry(status) && now < task.since + self.config.fail_after {
             self.tasks[at] = Some(task);
             self.delayed.push_back((now + RETRY_DELAY, at));
         } else {

@@ -284,6 +284,14 @@ fn statuses_become_device_errors_and_transient_ones_are_tried_again() {
     assert!(bench.settle().is_empty());
     let waits = (0..10).take_while(|_| bench.pass(Duration::from_millis(50)).is_empty()).count();
     assert_eq!(waits, 2, "the fourth attempt ends well");
+    let script =
+        Script { fail_io: Some((Status::ANA_INACCESSIBLE, u32::MAX)), ..Script::default() };
+    let mut bench = Bench::new(script, host(1, Digests::default(), false));
+    bench.settle();
+    bench.remote.submit(Op::read(1, 0, 512, pattern(512, 0)), bench.now).unwrap();
+    bench.settle();
+    let waits = (0..100).take_while(|_| bench.pass(Duration::from_millis(50)).is_empty()).count();
+    assert_eq!(waits, 59, "given up after three seconds");
 }
 
 #[test]
