@@ -10,8 +10,10 @@ readonly KEEP_ALIVE=15
 port_of() { [[ $1 == 4k ]] && echo 4420 || echo 4421; }
 block_size_of() { [[ $1 == 4k ]] && echo 4096 || echo 512; }
 
-# Back to where every check begins: no mounts, no controllers.
+# Back to where every check begins: no load, no mounts, no controllers, both targets up.
 tidy() {
+    # A check that failed may have left its load; where that waits for a device, disconnecting ends it.
+    killall -q -9 fio || true
     if mountpoint -q /mnt; then umount /mnt; fi
     if compgen -G '/sys/class/nvme/nvme*' >/dev/null; then command nvme disconnect-all; fi
     local volume
@@ -96,7 +98,8 @@ same() { [[ $1 == "$2" ]] || fail "$3: $1 instead of $2"; }
 run_fio() {
     local file=$1 report=$RUN/fio
     shift
-    fio --name=check --filename="$file" --ioengine=libaio --direct=1 --verify_fatal=1 --randseed=7 \
+    # No state files: they would be made in the directory of all checks.
+    fio --name=check --verify_state_save=0 --filename="$file" --ioengine=libaio --direct=1 --verify_fatal=1 --randseed=7 \
         --output-format=json --output="$report" "$@" || fail "fio: $(grep -m 1 -iE 'verify:|err' "$report" || tail -n 1 "$report")"
     [[ $(awk '$1 == "\"error\"" { print $3 + 0 }' "$report") == 0 ]] || fail "fio: $(grep -m 1 'verify:' "$report" || grep '"error"' "$report")"
 }
@@ -135,11 +138,11 @@ write_tree() {
 
 check_tree() { (cd "$1" && sha256sum --quiet -c "$RUN/sums") || fail "checksums differ: $(tail -n 1 "$RUN/log")"; }
 
-# For sabotages: what `nvme $1` prints goes through the jq program $2, and a target that lies is seen as an honest one would be.
+# For sabotages: the JSON that `nvme $1` prints goes through the jq program $2, as if the target had said that.
 lying() {
     lie_about=$1 lie=$2
     nvme() {
-        if [[ $1 == "$lie_about" ]]; then command nvme "$@" | jq "$lie"; else command nvme "$@"; fi
+        if [[ $1 == "$lie_about" && $* == *json* ]]; then command nvme "$@" | jq "$lie"; else command nvme "$@"; fi
     }
 }
 

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What is written is what is read, in all sizes, and discarded, zeroed and compared as asked.
 CHECKS=11
-LIMIT=180
+LIMIT=400
 
 # Sizes from one block to 1 MiB, most of them in between and not powers of two; larger than the host sends in one command,
 # in-capsule and through R2T.

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # A file system on each volume: made, filled, checked, trimmed.
 CHECKS=5
-LIMIT=180
+LIMIT=400
 
 # mkfs (which discards the whole device first), a tree of files, unmount, fsck, mount again, checksums.
 filesystem() {

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What an administrator does with nvme-cli: discover, connect in every way, look at all that the target says of itself.
 CHECKS=23
-LIMIT=180
+LIMIT=400
 
 # --- discovery
 
@@ -49,12 +49,9 @@ sabotage_connect_with() {
     *) swap=--hdr-digest ;;
     esac
     nvme() {
-        local arguments=("$@")
-        if [[ $1 == connect && $swap == drop ]]; then
-            mapfile -t arguments < <(printf '%s\n' "$@" | grep -v digest)
-        elif [[ $1 == connect ]]; then
-            arguments+=("$swap")
-        fi
+        local argument arguments=()
+        for argument in "$@"; do [[ $swap == drop && $argument == *-digest ]] || arguments+=("$argument"); done
+        [[ $1 != connect || $swap == drop ]] || arguments+=("$swap")
         command nvme "${arguments[@]}"
     }
 }

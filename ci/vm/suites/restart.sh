@@ -1,8 +1,7 @@
 # shellcheck shell=bash
 # The target goes away and comes back under verified load; the host waits, reconnects, and finds every byte.
 CHECKS=5
-LIMIT=300
-CHECK_LIMIT=150
+LIMIT=400
 
 # Load on volume $1 while its target is ended (by $2: stop or kill) and started again, three times while fio writes and once
 # while it verifies. No I/O may fail: the host holds it back until it is connected again.
