@@ -1,6 +1,7 @@
 //! The log-structured cache engine, a state machine without I/O.
 #![forbid(unsafe_code)]
 
+pub mod engine;
 pub mod fold;
 pub mod format;
 pub mod ghost;

@@ -1,0 +1,618 @@
+//! The cache engine: one logical shard of a cache device with its volumes, as a state machine
+//! without I/O.
+//!
+//! Requests, completions and time go in; operations for the devices and events come out. Nothing
+//! is allocated per I/O once the tables have grown to the load.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`types`] | requests' companions: actions, events, limits, volumes to add |
+//! | `write`, `read`, `fill`, `range_ops`, `backing` | a request's way |
+//! | `log`, `stream`, `segments`, `seal` | batches, segments, footers |
+//! | `destage`, `reclaim` | dirty data to the backing devices, room for new data |
+//! | `mode`, `super_io` | live switches, drain, attach, detach, stop; the superblock |
+//! | `throttle`, `flush`, `failure`, `stats` | as named |
+
+mod backing;
+mod destage;
+mod failure;
+mod fill;
+mod flush;
+mod log;
+mod mode;
+mod ops;
+mod range_ops;
+mod read;
+mod reclaim;
+mod request;
+mod seal;
+mod segments;
+mod slab;
+mod stats;
+mod stream;
+mod super_io;
+mod throttle;
+pub mod types;
+mod volume;
+mod write;
+
+pub use mode::{ControlError, MAX_VOLUMES};
+pub use stats::{Counts, EngineStats, VolumeStats};
+pub use types::{
+    Action, BLOCK, CacheMode, Event, Limits, OnFailure, Source, VolumeSpec,
+};
+
+use crate::fold::Folds;
+use crate::format::device::DeviceHeader;
+use crate::format::geometry::{LogStream, Numbers, ShardMap};
+use crate::hazard::HazardTable;
+use crate::index::Index;
+use crate::policy::{Policy, PolicyKind};
+use crate::recovery::{Recovered, RecoveredRange, RecoveredVolume, SegmentState};
+use crate::tier::Tier;
+use destage::Destage;
+use fill::Fills;
+use flush::Flushes;
+use forebay_io::{
+    BlockError, Buf, BufPool, Completion, DeviceError, Instant, Lsn, Outcome, Payload, Piece, Request,
+    RequestOp, Uuid,
+};
+use ops::{Under, What};
+use reclaim::Reclaim;
+use request::{Req, Stage};
+use segments::Segments;
+use slab::{Handle, Slab};
+use std::collections::VecDeque;
+use stream::Stream;
+use super_io::SuperWriter;
+use volume::Volumes;
+
+/// Requests that hold claims at once at most; more wait.
+const CLAIMS_MAX: u16 = 4096;
+/// Closed batches of one log at most; more data waits in its requests.
+const QUEUE_MAX: usize = 8;
+
+/// What each call carries with it.
+struct Cx<'a, P> {
+    pool: &'a mut P,
+    now: Instant,
+}
+
+/// How an engine is made.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineConfig {
+    /// Limits, also changed live.
+    pub limits: Limits,
+    /// Pages of the memory tier; 0 for none.
+    pub tier_pages: u32,
+    /// What is admitted and what is kept.
+    pub policy: PolicyKind,
+    /// Blocks that the policy remembers after it let them go (2.5 bytes each).
+    pub ghost_blocks: usize,
+    /// The cache device may lose completed writes at a power loss until a flush.
+    pub volatile_write_cache: bool,
+}
+
+/// One logical shard of a cache. See the module's description.
+pub struct Engine<B: Buf> {
+    header: DeviceHeader,
+    shard: u16,
+    cache_uuid: Uuid,
+    map: ShardMap,
+    numbers: Numbers,
+    volatile: bool,
+    limits: Limits,
+    queue_max: usize,
+    index: Index,
+    folds: Folds,
+    tier: Tier<B>,
+    policy: Policy,
+    segs: Segments,
+    streams: [Stream<B>; 3],
+    vols: Volumes,
+    reqs: Slab<Req<B>>,
+    ops: Slab<Under>,
+    /// Claims of writes on volumes' blocks, until commit (or, bypassing, until done).
+    hold: HazardTable,
+    /// Claims on backing devices' blocks.
+    backing: HazardTable,
+    fills: Fills<B>,
+    destage: Destage<B>,
+    trim_ordinal: Option<u64>,
+    ranges_since: Instant,
+    reclaim: Reclaim,
+    flush: Flushes,
+    supers: SuperWriter,
+    /// Dirty blocks, over all volumes.
+    dirty: u64,
+    zero: Option<B>,
+    stalled: VecDeque<Handle>,
+    /// Requests to go on with.
+    wake: VecDeque<Handle>,
+    actions: VecDeque<Action<B>>,
+    events: VecDeque<(Event, u32)>,
+    pieces: VecDeque<Piece<B>>,
+    attaching: Vec<(u16, u64)>,
+    detached: Vec<(u16, u64)>,
+    found: Vec<RecoveredVolume>,
+    found_ranges: Vec<RecoveredRange>,
+    next_index: u16,
+    cache_failed: Option<(Instant, DeviceError)>,
+    cache_hanging: Option<Instant>,
+    failure_noted: bool,
+    flush_errors: u8,
+    mark_errors: u8,
+    footer_tries: u8,
+    watch_at: Instant,
+    late: Vec<(Handle, Under)>,
+    stopping: bool,
+    stopped: bool,
+    stop_ticket: Option<u64>,
+    stop_flush: u64,
+    stats: Counts,
+}
+
+impl<B: Buf> Engine<B> {
+    /// An engine that goes on from what recovery found. Its incarnation is durable already.
+    #[must_use]
+    pub fn new(config: &EngineConfig, header: DeviceHeader, recovered: Recovered) -> Self {
+        let Recovered { superblock, map, numbers, index, folds, segments, volumes, ranges, .. } = recovered;
+        let mut segs = Segments::new(map.geometry());
+        segments.iter().for_each(|_| segs.add_free());
+        let mut sealed: Vec<(u64, u32)> = Vec::new();
+        let mut dirty = 0;
+        for (seg, info) in (0u32..).zip(&segments) {
+            match info.state {
+                SegmentState::Free => {}
+                SegmentState::Sealed => sealed.push((info.seal, seg)),
+                SegmentState::Bad => segs.set_bad(seg),
+            }
+        }
+        sealed.sort_unstable();
+        for (_, seg) in sealed {
+            let Some(info) = segments.get(seg as usize) else { continue };
+            let stream = info.stream.unwrap_or(LogStream::Journal);
+            segs.restore(seg, stream, info.seq, info.seal);
+            if let Some(s) = segs.get_mut(seg) {
+                (s.live, s.dirty) = (info.live, info.dirty);
+            }
+            dirty += u64::from(info.dirty);
+        }
+        Self {
+            shard: superblock.shard,
+            cache_uuid: header.cache,
+            header,
+            map,
+            numbers,
+            volatile: config.volatile_write_cache,
+            limits: config.limits,
+            queue_max: QUEUE_MAX,
+            index,
+            folds,
+            tier: Tier::new(config.tier_pages),
+            policy: Policy::new(config.policy, config.ghost_blocks),
+            segs,
+            streams: LogStream::ALL.map(Stream::new),
+            vols: Volumes::default(),
+            reqs: Slab::new(),
+            ops: Slab::new(),
+            hold: HazardTable::new(CLAIMS_MAX),
+            backing: HazardTable::new(CLAIMS_MAX),
+            fills: Fills::new(),
+            destage: Destage::new(),
+            trim_ordinal: None,
+            ranges_since: Instant(0),
+            reclaim: Reclaim::new(),
+            flush: Flushes::default(),
+            supers: {
+                let mut block = superblock;
+                block.clean_stop = false;
+                SuperWriter::new(block)
+            },
+            dirty,
+            zero: None,
+            stalled: VecDeque::new(),
+            wake: VecDeque::new(),
+            actions: VecDeque::new(),
+            events: VecDeque::new(),
+            pieces: VecDeque::new(),
+            attaching: Vec::new(),
+            detached: Vec::new(),
+            found: volumes,
+            found_ranges: ranges,
+            next_index: 0,
+            cache_failed: None,
+            cache_hanging: None,
+            failure_noted: false,
+            flush_errors: 0,
+            mark_errors: 0,
+            footer_tries: 0,
+            watch_at: Instant(0),
+            late: Vec::new(),
+            stopping: false,
+            stopped: false,
+            stop_ticket: None,
+            stop_flush: 0,
+            stats: Counts::default(),
+        }
+    }
+
+    /// Changes the limits, live.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+        for (_, vol) in self.vols.iter_mut() {
+            vol.sequential.set_cutoff(limits.sequential_cutoff / BLOCK);
+        }
+    }
+
+    /// The limits.
+    #[must_use]
+    pub const fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Takes a host's request. It ends in [`Event::Done`] with its tag.
+    pub fn handle_request<P: BufPool<Buf = B>>(
+        &mut self,
+        request: &Request,
+        payload: Payload<'_, B>,
+        pool: &mut P,
+        now: Instant,
+    ) {
+        let mut cx = Cx { pool, now };
+        match self.admit(request, &payload, now) {
+            Ok(h) => self.begin(&mut cx, h, payload),
+            Err(error) => {
+                self.event(Event::Done { tag: request.tag, outcome: Outcome::Failed(error) });
+            }
+        }
+        self.settle(&mut cx);
+    }
+
+    /// Checks a request and gives it a place.
+    fn admit(&mut self, request: &Request, payload: &Payload<'_, B>, now: Instant) -> Result<Handle, BlockError> {
+        let place = self.vols.find(request.volume).ok_or(BlockError::NoSuchVolume)?;
+        let vol = self.vols.get_mut(place).ok_or(BlockError::NoSuchVolume)?;
+        if !vol.attached || vol.detaching || self.stopping {
+            return Err(BlockError::NotReady);
+        }
+        let unit = u64::from(vol.block_size);
+        let offset = request.lba.0.checked_mul(unit).ok_or(BlockError::Internal)?;
+        let len = u64::from(request.blocks) * unit;
+        let flush = request.op == RequestOp::Flush;
+        let inside = offset.checked_add(len).is_some_and(|end| end <= vol.size);
+        if !flush && (len == 0 || !inside) {
+            return Err(BlockError::Internal);
+        }
+        let given = match payload {
+            Payload::None => 0,
+            Payload::Inline(bytes) => bytes.len() as u64,
+            Payload::Owned(buf) => buf.len() as u64,
+            Payload::Pair(a, b) if a.len() == b.len() => a.len() as u64,
+            Payload::Pair(..) => return Err(BlockError::Internal),
+        };
+        let pair = matches!(payload, Payload::Pair(..));
+        let right = match request.op {
+            RequestOp::Write | RequestOp::Compare => given == len && !pair,
+            RequestOp::CompareAndWrite => given == len && pair,
+            _ => true,
+        };
+        if !right {
+            return Err(BlockError::Internal);
+        }
+        let sequential = match request.op {
+            RequestOp::Read => {
+                let (first, end) = (offset / BLOCK, (offset + len).div_ceil(BLOCK));
+                vol.sequential.observe(first, end - first)
+            }
+            _ => false,
+        };
+        let (h, req) = self.reqs.take().ok_or(BlockError::Internal)?;
+        vol.requests += 1;
+        req.reset();
+        req.tag = request.tag;
+        (req.volume, req.op, req.fua) = (place, request.op, request.fua);
+        (req.offset, req.len, req.sequential, req.arrived) = (offset, len, sequential, now);
+        Ok(h)
+    }
+
+    fn begin<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle, payload: Payload<'_, B>) {
+        match self.reqs.get(h).map(|req| req.op) {
+            Some(RequestOp::Read) => self.read_begin(cx, h),
+            Some(RequestOp::Write | RequestOp::CompareAndWrite) => self.write_new(cx, h, payload),
+            Some(RequestOp::Compare) => self.compare_begin(cx, h, payload),
+            Some(RequestOp::WriteZeroes { .. } | RequestOp::Deallocate) => self.range_begin(cx, h),
+            Some(RequestOp::Flush) => self.flush_begin(cx, h),
+            None => {}
+        }
+    }
+
+    fn compare_begin<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle, payload: Payload<'_, B>) {
+        let buf = match payload {
+            Payload::Owned(buf) => Some(buf),
+            Payload::Inline(bytes) => self.alloc(cx, bytes.len() as u64).and_then(|mut buf| {
+                buf.as_mut_slice()?.copy_from_slice(bytes);
+                Some(buf)
+            }),
+            _ => None,
+        };
+        let Some(buf) = buf else {
+            self.finish(h, Outcome::Failed(BlockError::NotReady));
+            return;
+        };
+        if let Some(req) = self.reqs.get_mut(h) {
+            req.data = Some(buf);
+        }
+        self.compare_read(cx, h);
+    }
+
+    fn compare_read<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
+        let Some(req) = self.reqs.get_mut(h) else { return };
+        req.stage = Stage::Prepare;
+        let (offset, len) = (req.offset, req.len);
+        self.read_range(cx, h, offset, len);
+        self.parts_check(cx, h);
+    }
+
+    /// Takes up a request that was put aside.
+    fn resume<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
+        let Some(req) = self.reqs.get(h) else { return };
+        match req.op {
+            RequestOp::Read => self.read_begin(cx, h),
+            RequestOp::Compare => self.compare_read(cx, h),
+            RequestOp::Flush => self.flush_begin(cx, h),
+            _ if req.committed || req.backing.is_some() => self.backing_go(cx, h),
+            _ => self.write_go(cx, h, None),
+        }
+    }
+
+    /// A claim was granted, or a flush ended, for a request.
+    fn woken<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
+        match self.reqs.get(h).map(|req| req.stage) {
+            Some(Stage::Claim) => self.write_go(cx, h, None),
+            Some(Stage::Backing) => self.backing_issue(cx, h),
+            Some(Stage::Flush) => self.flush_goes_on(cx, h),
+            _ => {}
+        }
+    }
+
+    /// Goes on with all that was woken.
+    fn settle<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
+        while let Some(h) = self.wake.pop_front() {
+            self.woken(cx, h);
+        }
+    }
+
+    /// Ends a request.
+    fn finish(&mut self, h: Handle, outcome: Outcome) {
+        let Some(req) = self.reqs.get_mut(h) else { return };
+        if req.outstanding > 0 && req.stage != Stage::Read && req.stage != Stage::Prepare {
+            // Its edges are still under way.
+            if let Outcome::Failed(error) = outcome {
+                req.error = req.error.or(Some(error));
+            }
+            req.stage = Stage::Edges;
+            return;
+        }
+        let outcome = match (outcome, req.error) {
+            (Outcome::Done, Some(error)) => Outcome::Failed(error),
+            _ => outcome,
+        };
+        let (place, tag, parent) = (req.volume, req.tag, req.parent);
+        let (claim, backing) = (req.claim.take(), req.backing.take());
+        (req.data, req.second) = (None, None);
+        let mut count = 0;
+        if outcome == Outcome::Done && req.op == RequestOp::Read {
+            let mut last: Option<(u64, Piece<B>)> = None;
+            for part in req.parts.drain(..) {
+                let Some(piece) = part.piece else { continue };
+                if let Some((from, open)) = &mut last
+                    && *from != 0
+                    && *from == part.from
+                    && open.offset + open.len == piece.offset
+                {
+                    open.len += piece.len;
+                    continue;
+                }
+                if let Some((_, done)) = last.replace((part.from, piece)) {
+                    self.pieces.push_back(done);
+                    count += 1;
+                }
+            }
+            if let Some((_, done)) = last {
+                self.pieces.push_back(done);
+                count += 1;
+            }
+        } else {
+            req.parts.clear();
+        }
+        self.reqs.free(h);
+        if let Some(vol) = self.vols.get_mut(place) {
+            vol.requests -= 1;
+        }
+        if let Some(id) = claim {
+            self.release_hold(id);
+        }
+        if let Some(id) = backing {
+            self.release_backing(id);
+        }
+        match parent {
+            Some(parent) => self.edge_over(parent, outcome),
+            None => self.events.push_back((Event::Done { tag, outcome }, count)),
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        self.events.push_back((event, 0));
+    }
+
+    /// Takes the end of an operation.
+    pub fn handle_completion<P: BufPool<Buf = B>>(
+        &mut self,
+        source: Source,
+        done: Completion<B>,
+        pool: &mut P,
+        now: Instant,
+    ) {
+        let mut cx = Cx { pool, now };
+        let h = Handle::from_token(done.token);
+        let Some(under) = self.ops.get(h).copied() else { return };
+        self.ops.free(h);
+        if let Some(place) = under.backing {
+            debug_assert!(source != Source::Cache, "a backing device's completion");
+            if let Some(vol) = self.vols.get_mut(place) {
+                vol.backing_ops -= 1;
+            }
+        }
+        self.dispatch(&mut cx, under.what, done);
+        self.settle(&mut cx);
+    }
+
+    fn dispatch<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, what: What, done: Completion<B>) {
+        let token = done.token;
+        match what {
+            What::None => {}
+            What::Hit { req, part, blocks, volume, block, slot } => {
+                self.hit_done(cx, (req, part, blocks), (volume, block, slot), token, done);
+            }
+            What::Miss { req, part, blocks, volume, block, fill } => {
+                self.miss_done(cx, (req, part, blocks), (volume, block), fill, token, done);
+            }
+            What::Batch { stream, ordinal } => {
+                self.batch_done(cx, stream, ordinal, done.result, done.buf);
+                self.pump(cx.now, stream);
+            }
+            What::Footer { seg } => self.footer_done(cx, seg, done.result, done.buf),
+            What::DestageFooter { seg } => {
+                self.destage_footer(cx, seg, done);
+                self.destage_step(cx);
+            }
+            What::DestageRead { run, at, blocks, slot } => {
+                self.destage_read(cx, run, (at, blocks, slot), done);
+                self.destage_step(cx);
+            }
+            What::DestageWrite { run } | What::DestageZeroes { run } => {
+                self.destage_write_done(cx, run, done.result);
+                self.destage_step(cx);
+            }
+            What::DestageFlush { volume } => {
+                self.destage_flush_done(cx, volume, done.result);
+                self.destage_step(cx);
+            }
+            What::ReclaimFooter { seg } => {
+                self.reclaim_footer(cx, seg, done);
+                self.reclaim_step(cx);
+            }
+            What::ReclaimRead { at } => {
+                self.reclaim_read(cx, at, done);
+                self.reclaim_step(cx);
+            }
+            What::FreeMark { .. } => {
+                self.mark_done(cx, done.result);
+                self.reclaim_step(cx);
+            }
+            What::CacheFlush => {
+                self.cache_flush_done(cx, done.result);
+                self.flush_pump(cx.now);
+            }
+            What::HostWrite { req } | What::HostRange { req } => self.host_write_done(cx, req, done.result),
+            What::HostFlush { req } => self.host_flush_done(cx, req, done.result),
+            What::Superblock => self.super_done(cx, done.result),
+            What::Probe { volume } => self.probe_done(cx, volume, done.result),
+        }
+    }
+
+    /// Timers. Call it at [`Engine::next_deadline`] or later.
+    pub fn handle_timeout<P: BufPool<Buf = B>>(&mut self, pool: &mut P, now: Instant) {
+        self.end_of_poll(pool, now);
+    }
+
+    /// The end of a poll: what it gathered goes to the device in one write, and the background
+    /// work takes its next steps.
+    pub fn end_of_poll<P: BufPool<Buf = B>>(&mut self, pool: &mut P, now: Instant) {
+        let mut cx = Cx { pool, now };
+        if self.stopped {
+            return;
+        }
+        if !self.stalled.is_empty() {
+            self.stalled_go(&mut cx);
+            self.settle(&mut cx);
+        }
+        if self.cache_failed.is_none() {
+            self.destage_step(&mut cx);
+            self.reclaim_step(&mut cx);
+            self.fill_pump(&mut cx);
+            for kind in LogStream::ALL {
+                self.pump(now, kind);
+            }
+            if !self.segs.young().is_empty() {
+                self.seal_step(&mut cx);
+            }
+            self.flush_pump(now);
+        }
+        self.control_step(&mut cx);
+        self.watch(&mut cx);
+        self.settle(&mut cx);
+    }
+
+    /// When [`Engine::handle_timeout`] is due at the latest.
+    #[must_use]
+    pub fn next_deadline(&self) -> Instant {
+        let mut at = Instant::NEVER;
+        if self.stopped {
+            return at;
+        }
+        if self.ops.len() > 0 || self.vols.iter().any(|(_, vol)| vol.health.failing.is_some()) {
+            at = at.min(self.watch_at);
+        }
+        if let Some(since) = self.fills.since {
+            at = at.min(since + fill::STAGED_MAX);
+        }
+        at = at.min(self.destage.deadline());
+        for h in &self.stalled {
+            if let Some(req) = self.reqs.get(*h) {
+                // Those that wait for room are taken up with the next completion; look again soon
+                // all the same, as the room may come from a timer.
+                at = at.min(req.release.max(self.last_poll() + throttle::RETRY));
+            }
+        }
+        if let Some(oldest) = self.segs.oldest_dirty() {
+            at = at.min(oldest + self.limits.dirty_age);
+        }
+        at
+    }
+
+    /// The moment that the watch last ran, near enough to now for retries.
+    fn last_poll(&self) -> Instant {
+        self.watch_at - failure::WATCH
+    }
+
+    /// The next operation for a device.
+    pub fn poll_action(&mut self) -> Option<Action<B>> {
+        self.actions.pop_front()
+    }
+
+    /// The next event; the data of a read that ended is appended to `pieces`.
+    pub fn poll_event(&mut self, pieces: &mut Vec<Piece<B>>) -> Option<Event> {
+        let (event, count) = self.events.pop_front()?;
+        pieces.extend(self.pieces.drain(..count as usize));
+        Some(event)
+    }
+
+    /// Whether there is nothing under way: no request, no operation, no background work.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.reqs.len() == 0
+            && self.ops.len() == 0
+            && self.actions.is_empty()
+            && self.events.is_empty()
+            && self.destage.is_idle()
+            && self.reclaim.is_idle()
+            && self.streams.iter().all(Stream::is_idle)
+    }
+
+    /// Volumes of the superblock that are not attached: their UUIDs. Their dirty data waits.
+    pub fn known_volumes(&self) -> impl Iterator<Item = (Uuid, Lsn)> + '_ {
+        self.supers.block.volumes.iter().map(|entry| (entry.uuid, entry.accounted))
+    }
+}

@@ -1,0 +1,288 @@
+//! Host writes on the backing device: after commit in write-through, instead of the log in
+//! write-around and pass-through. At most one overlapping write of a backing device is under way,
+//! destage included.
+
+use super::destage::Written;
+use super::ops::What;
+use super::request::Stage;
+use super::slab::Handle;
+use super::types::OnFailure;
+use super::volume::spare;
+use super::write::ZEROES_MAX;
+use super::{Cx, Engine};
+use crate::format::record::Kind;
+use crate::hazard::{Claim, ClaimId, Mode, Verdict};
+use forebay_io::{BlockError, Buf, BufPool, DeviceError, Op, OpKind, Outcome, RequestOp};
+
+/// Bytes of one write of zeroes to a backing device without write-zeroes.
+const ZEROES_BYTES: u64 = 256 << 10;
+
+impl<B: Buf> Engine<B> {
+    /// Goes on with a request that bypasses the log.
+    pub(super) fn bypass_go<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
+        let Some(req) = self.reqs.get(h) else { return };
+        let (place, (first, blocks)) = (req.volume, req.blocks());
+        let caching = self.vols.get(place).is_some_and(|vol| vol.caching);
+        if caching && !req.invalidated && self.cache_failed.is_none() {
+            let deallocate = req.op == RequestOp::Deallocate;
+            if blocks > 16 * ZEROES_MAX && deallocate {
+                self.finish(h, Outcome::Done);
+                return;
+            }
+            match self.cached(place, first, blocks) {
+                Cached::Dirty => {
+                    // The backing device does not hold what is acknowledged: destage first.
+                    self.destage.urgent = true;
+                    self.stall(h, cx.now);
+                    return;
+                }
+                Cached::Clean => {
+                    if let Some(req) = self.reqs.get_mut(h) {
+                        req.stage = Stage::Journal;
+                    }
+                    if self.place_mark(cx, h, first, blocks, Kind::Invalidate).is_none() {
+                        self.stall(h, cx.now);
+                    }
+                    return;
+                }
+                Cached::No => {}
+            }
+        }
+        if let Some(req) = self.reqs.get_mut(h) {
+            req.invalidated = true;
+        }
+        self.backing_go(cx, h);
+    }
+
+    /// What the cache has of a range, in the index, as ranges of zeroes, or on its way.
+    fn cached(&mut self, place: u16, first: u64, blocks: u64) -> Cached {
+        let Some(vol) = self.vols.get(place) else { return Cached::No };
+        let mut found = Cached::No;
+        for range in vol.ranges.overlapping(first, blocks) {
+            if range.dirty {
+                return Cached::Dirty;
+            }
+            found = Cached::Clean;
+        }
+        for block in first..first.saturating_add(blocks) {
+            let Some(key) = self.vols.key(place, block) else { break };
+            match self.index.get(key) {
+                Some(entry) if entry.flags.dirty() => return Cached::Dirty,
+                Some(_) => found = Cached::Clean,
+                None => {}
+            }
+        }
+        if found == Cached::No && self.placed_fills(place, first, blocks, false) {
+            found = Cached::Clean;
+        }
+        found
+    }
+
+    /// Takes a range out of the index, the memory tier and the fills.
+    pub(super) fn forget_range(&mut self, place: u16, first: u64, blocks: u64) {
+        self.kill_fills(place, first, blocks, true);
+        if let Some(index) = self.vols.get(place).map(|vol| vol.index) {
+            self.tier.invalidate_range(index, first, blocks);
+        }
+        for block in first..first.saturating_add(blocks) {
+            let Some(key) = self.vols.key(place, block) else { break };
+            if let Some(old) = self.index.remove(key) {
+                self.uncount(place, old);
+            }
+        }
+    }
+
+    /// Claims the backing device's blocks for a host write and writes.
+    pub(super) fn backing_go<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
+        let Some(req) = self.reqs.get_mut(h) else { return };
+        req.stage = Stage::Backing;
+        if req.backing.is_some() {
+            self.backing_issue(cx, h);
+            return;
+        }
+        let (first, blocks) = req.blocks();
+        let claim =
+            Claim { volume: req.volume, first, blocks, mode: Mode::Exclusive, token: h.token() };
+        match self.backing.claim(claim) {
+            Verdict::Granted(id) => {
+                req.backing = Some(id);
+                self.backing_issue(cx, h);
+            }
+            Verdict::Waiting(id) => req.backing = Some(id),
+            Verdict::Full => self.stall(h, cx.now),
+        }
+    }
+
+    /// The claim is held.
+    pub(super) fn backing_issue<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
+        let Some(req) = self.reqs.get(h) else { return };
+        let place = req.volume;
+        let Some(vol) = self.vols.get(place) else { return };
+        let (offset, len) = if req.merged {
+            let (first, blocks) = req.blocks();
+            vol.backing_range(first, blocks)
+        } else {
+            (req.offset, req.len)
+        };
+        let fua = req.fua || (!self.volatile && vol.backing.volatile_write_cache);
+        let fua = fua && req.bypass;
+        if let Some(data) = &req.data {
+            let mut op = Op::write(0, offset, len, data.clone());
+            op.fua = fua;
+            self.backing_op(cx.now, place, What::HostWrite { req: h }, op);
+        } else if vol.backing.write_zeroes {
+            let mut op = Op::range(0, OpKind::WriteZeroes, offset, len);
+            op.fua = fua;
+            self.backing_op(cx.now, place, What::HostRange { req: h }, op);
+        } else if req.op == RequestOp::Deallocate {
+            self.backing_finished(cx, h);
+        } else {
+            let (at, left) = (offset + req.zeroed, len - req.zeroed);
+            let bytes = left.min(ZEROES_BYTES);
+            let buf = self.alloc(cx, bytes).and_then(|mut buf| {
+                buf.as_mut_slice()?.fill(0);
+                Some(buf)
+            });
+            let Some(buf) = buf else {
+                self.stall(h, cx.now);
+                return;
+            };
+            if let Some(req) = self.reqs.get_mut(h) {
+                req.zeroed += bytes;
+            }
+            let mut op = Op::write(0, at, bytes, buf);
+            op.fua = fua;
+            self.backing_op(cx.now, place, What::HostRange { req: h }, op);
+        }
+    }
+
+    /// A host's write of the backing device ended.
+    pub(super) fn host_write_done<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        h: Handle,
+        result: Result<(), DeviceError>,
+    ) {
+        let Some(req) = self.reqs.get(h) else { return };
+        let place = req.volume;
+        match result {
+            Ok(()) => {
+                let more = req.data.is_none() && req.zeroed > 0 && req.zeroed < req.len;
+                self.backing_good(cx, place);
+                if more {
+                    self.backing_issue(cx, h);
+                } else {
+                    self.backing_finished(cx, h);
+                }
+            }
+            Err(DeviceError::Unsupported) if req.data.is_none() => {
+                if let Some(vol) = self.vols.get_mut(place) {
+                    vol.backing.write_zeroes = false;
+                }
+                self.backing_issue(cx, h);
+            }
+            Err(error) => {
+                if let Some(req) = self.reqs.get_mut(h) {
+                    req.zeroed = 0;
+                }
+                self.backing_error(cx, place, error);
+                self.backing_refused(cx, h);
+            }
+        }
+    }
+
+    /// The backing device does not take a host's request: it waits or fails, as configured.
+    pub(super) fn backing_refused<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
+        let Some(vol) = self.reqs.get(h).and_then(|req| self.vols.get(req.volume)) else { return };
+        if vol.on_failure == OnFailure::Wait {
+            let at = vol.health.retry_at;
+            self.stall(h, cx.now);
+            if let Some(req) = self.reqs.get_mut(h) {
+                req.release = at;
+            }
+        } else {
+            self.bypass_over(h);
+            self.finish(h, Outcome::Failed(BlockError::NotReady));
+        }
+    }
+
+    /// A bypassing write is over, well or not: what was read while it ran must not be cached.
+    fn bypass_over(&mut self, h: Handle) {
+        let Some(req) = self.reqs.get(h).filter(|req| req.bypass) else { return };
+        let (place, (first, blocks)) = (req.volume, req.blocks());
+        if let Some(vol) = self.vols.get_mut(place) {
+            vol.unflushed = true;
+            let index = vol.index;
+            self.tier.invalidate_range(index, first, blocks);
+        }
+        self.kill_fills(place, first, blocks, false);
+    }
+
+    /// The backing device has a host's write.
+    fn backing_finished<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
+        self.bypass_over(h);
+        let Some(req) = self.reqs.get(h) else { return };
+        let (place, (first, blocks)) = (req.volume, req.blocks());
+        if req.bypass && self.cache_failed.is_some() {
+            // What was lost with the cache device is replaced.
+            self.forget_range(place, first, blocks);
+        }
+        let Some(req) = self.reqs.get_mut(h) else { return };
+        if req.through {
+            let records = core::mem::take(&mut req.records);
+            for (block, blocks, slot) in &records {
+                self.written(cx, place, *block, *blocks, *slot);
+            }
+            if let Some(req) = self.reqs.get_mut(h) {
+                req.records = records;
+            }
+        }
+        self.finish(h, Outcome::Done);
+    }
+
+    /// Committed blocks are on the backing device; its flush and the trim follow in a round of
+    /// destage.
+    fn written<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        place: u16,
+        block: u64,
+        blocks: u32,
+        slot: u32,
+    ) {
+        let Some(lsn) = self.vols.get(place).map(|vol| vol.committed) else { return };
+        for (slot, block) in (slot..).zip(block..block + u64::from(blocks)) {
+            let Some(key) = self.vols.key(place, block) else { return };
+            let old = self.index.update_if_slot(key, slot, |flags| {
+                if flags.dirty() { flags.with_spare(flags.spare() | spare::WRITTEN) } else { flags }
+            });
+            if old.is_some_and(|flags| flags.dirty()) {
+                self.destage.written(cx.now, Written { place, block, slot, lsn });
+            }
+        }
+    }
+
+    /// Ends a claim on a backing device and wakes who waited for it.
+    pub(super) fn release_backing(&mut self, id: ClaimId) {
+        self.backing.release(id);
+        while let Some((_, claim)) = self.backing.pop_granted() {
+            self.wake.push_back(Handle::from_token(claim.token));
+        }
+    }
+
+    /// Ends a claim on a volume's blocks and wakes who waited for it.
+    pub(super) fn release_hold(&mut self, id: ClaimId) {
+        self.hold.release(id);
+        while let Some((_, claim)) = self.hold.pop_granted() {
+            self.wake.push_back(Handle::from_token(claim.token));
+        }
+    }
+}
+
+/// What the cache has of a range.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cached {
+    No,
+    Clean,
+    Dirty,
+}

@@ -1,0 +1,854 @@
+//! Destage: the oldest dirty data goes to the backing devices in sorted, merged writes; then their
+//! flush; then a trim in the journal; then it is clean.
+//!
+//! One round at a time: load the records of the oldest dirty segments, run, flush, trim, settle. A
+//! block is in a round once, and a claim keeps every other write of its place on the backing
+//! device away meanwhile.
+
+use super::ops::What;
+use super::segments::State;
+use super::slab::{Handle, Slab};
+use super::types::{BLOCK, BLOCK_LEN};
+use super::volume::spare;
+use super::{Cx, Engine};
+use crate::format::footer::FooterView;
+use crate::format::geometry::LogStream;
+use crate::format::record::{Kind, Record};
+use crate::format::segment_log::SegmentLog;
+use crate::hazard::{Claim, ClaimId, Mode, Verdict};
+use forebay_io::crc::block_crc;
+use forebay_io::{Buf, BufPool, Completion, DeviceError, Duration, Instant, Lsn, Op, OpKind};
+
+/// Segments of one round at most.
+const SEGMENTS_MAX: usize = 4;
+/// Blocks of one backing write at most: 1 MiB.
+const RUN_MAX: u64 = 256;
+/// Backing writes at once: at first, and at most.
+const WINDOW_FROM: usize = 4;
+const WINDOW_MAX: usize = 32;
+/// A segment that gave nothing to do is left alone for this long.
+const SKIP: Duration = Duration::from_millis(200);
+/// Write-through data waits this long for its flush and trim, or until there is this much of it.
+const WRITTEN_MAX: Duration = Duration::from_millis(50);
+const WRITTEN_MANY: usize = 2048;
+/// Blocks of one write-zeroes at most: 64 MiB; and of one write of zeroes: 256 KiB.
+const ZEROES_MAX: u64 = 16384;
+const ZEROES_WRITE_MAX: u64 = 64;
+/// Ranges of one volume in one round.
+const RANGES_MAX: usize = 64;
+/// Reads of a block that does not match its CRC before it counts as lost.
+const TRIES_MAX: u8 = 3;
+
+/// A dirty block that a backing device took in write-through.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Written {
+    pub(super) place: u16,
+    pub(super) block: u64,
+    pub(super) slot: u32,
+    pub(super) lsn: u64,
+}
+
+/// A dirty block as its record describes it.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    place: u16,
+    block: u64,
+    slot: u32,
+    lsn: u64,
+    crc: u32,
+}
+
+/// A range of zeroes to be destaged.
+#[derive(Clone, Copy, Debug)]
+struct Zeroes {
+    place: u16,
+    block: u64,
+    blocks: u64,
+    lsn: u64,
+}
+
+/// One backing write of destage.
+#[derive(Debug)]
+pub(super) struct Run<B> {
+    place: u16,
+    block: u64,
+    blocks: u64,
+    /// First candidate, or for zeroes its number of sequence.
+    first: usize,
+    zeroes: Option<u64>,
+    buf: Option<B>,
+    reads: u32,
+    tries: u8,
+    failed: bool,
+    claim: Option<ClaimId>,
+    /// The volume's committed number when the blocks were chosen.
+    trim: u64,
+    started: Instant,
+}
+
+impl<B> Default for Run<B> {
+    fn default() -> Self {
+        Self {
+            place: 0,
+            block: 0,
+            blocks: 0,
+            first: 0,
+            zeroes: None,
+            buf: None,
+            reads: 0,
+            tries: 0,
+            failed: false,
+            claim: None,
+            trim: 0,
+            started: Instant(0),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    Load,
+    Run,
+    Flush,
+    Trim,
+    Settle(u64),
+}
+
+/// The state of destage.
+#[derive(Debug)]
+pub(super) struct Destage<B> {
+    phase: Phase,
+    /// Destage whatever is dirty, now.
+    pub(super) urgent: bool,
+    candidates: Vec<Candidate>,
+    next: usize,
+    zeroes: Vec<Zeroes>,
+    next_zeroes: usize,
+    runs: Slab<Run<B>>,
+    active: usize,
+    /// Footers being read.
+    loading: usize,
+    log: Option<Box<SegmentLog>>,
+    segments: Vec<u32>,
+    /// On the backing devices; flush and trim follow.
+    done: Vec<Written>,
+    done_zeroes: Vec<Zeroes>,
+    written: Vec<Written>,
+    written_since: Option<Instant>,
+    flushes: usize,
+    trim_at: usize,
+    trim_zeroes_at: usize,
+    window: usize,
+    /// Fastest and average time of a backing write in nanoseconds.
+    best: u64,
+    average: u64,
+    did_something: bool,
+    /// Bytes written to backing devices, and when counting began.
+    pub(super) bytes: u64,
+}
+
+impl<B: Buf> Destage<B> {
+    pub(super) fn new() -> Self {
+        Self {
+            phase: Phase::Idle,
+            urgent: false,
+            candidates: Vec::new(),
+            next: 0,
+            zeroes: Vec::new(),
+            next_zeroes: 0,
+            runs: Slab::new(),
+            active: 0,
+            loading: 0,
+            log: None,
+            segments: Vec::new(),
+            done: Vec::new(),
+            done_zeroes: Vec::new(),
+            written: Vec::new(),
+            written_since: None,
+            flushes: 0,
+            trim_at: 0,
+            trim_zeroes_at: 0,
+            window: WINDOW_FROM,
+            best: u64::MAX,
+            average: 0,
+            did_something: false,
+            bytes: 0,
+        }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.phase == Phase::Idle && self.written.is_empty()
+    }
+
+    /// Nothing of a round is under way.
+    pub(super) fn resting(&self) -> bool {
+        self.phase == Phase::Idle
+    }
+
+    pub(super) fn written(&mut self, now: Instant, block: Written) {
+        self.written.push(block);
+        self.written_since.get_or_insert(now);
+    }
+
+    pub(super) const fn window(&self) -> usize {
+        self.window
+    }
+
+    /// When a round should begin for write-through data.
+    pub(super) fn deadline(&self) -> Instant {
+        self.written_since.map_or(Instant::NEVER, |since| since + WRITTEN_MAX)
+    }
+
+    /// The window follows the device: wider while it answers about as fast as it ever did,
+    /// narrower when it queues.
+    fn learn(&mut self, took: u64) {
+        let took = took.max(1);
+        self.best = self.best.saturating_add(self.best / 1024).min(took);
+        self.average = if self.average == 0 { took } else { self.average - self.average / 8 + took / 8 };
+        if self.average < self.best.saturating_mul(2) {
+            self.window = (self.window + 1).min(WINDOW_MAX);
+        } else if self.average > self.best.saturating_mul(4) {
+            self.window = (self.window - 1).max(1);
+        }
+    }
+}
+
+impl<B: Buf> Engine<B> {
+    /// Takes destage as far as it goes now.
+    pub(super) fn destage_step<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
+        if self.cache_failed.is_some() {
+            return;
+        }
+        let mut began = false;
+        loop {
+            let before = self.destage.phase;
+            match before {
+                // One round at a time, so that one that finds nothing to do does not begin again.
+                Phase::Idle if began => return,
+                Phase::Idle => {
+                    began = true;
+                    self.round_begin(cx);
+                }
+                Phase::Load => self.round_loaded(),
+                Phase::Run => self.round_run(cx),
+                Phase::Flush => self.round_flushed(),
+                Phase::Trim => self.round_trim(cx),
+                Phase::Settle(ordinal) => {
+                    if self.streams[usize::from(LogStream::Journal.code())].durable > ordinal {
+                        self.round_settle(cx);
+                    }
+                }
+            }
+            if self.destage.phase == before {
+                return;
+            }
+        }
+    }
+
+    fn wants_destage(&self, now: Instant) -> bool {
+        let d = &self.destage;
+        let written = d.written.len() >= WRITTEN_MANY || d.deadline() <= now;
+        if written {
+            return true;
+        }
+        let ranges = self.vols.iter().any(|(_, vol)| vol.ranges.iter().any(|range| range.dirty));
+        if self.dirty == 0 && !ranges {
+            return false;
+        }
+        d.urgent
+            || self.vols.iter().any(|(_, vol)| vol.wants_clean())
+            || self.dirty_level() >= u64::from(self.limits.destage_from) * 10
+            || self.segs.oldest_dirty().is_some_and(|at| now.since(at) >= self.limits.dirty_age)
+            || (ranges && self.ranges_due(now))
+    }
+
+    fn ranges_due(&self, now: Instant) -> bool {
+        now.since(self.ranges_since) >= self.limits.dirty_age.min(Duration::from_secs(1))
+    }
+
+    fn round_begin<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
+        if !self.wants_destage(cx.now) {
+            if self.dirty == 0 {
+                self.destage.urgent = false;
+            }
+            return;
+        }
+        self.ranges_since = cx.now;
+        let d = &mut self.destage;
+        d.candidates.clear();
+        d.zeroes.clear();
+        d.done.clear();
+        d.done_zeroes.clear();
+        d.segments.clear();
+        (d.next, d.next_zeroes, d.trim_at, d.trim_zeroes_at) = (0, 0, 0, 0);
+        d.did_something = false;
+        // What write-through brought needs no run.
+        core::mem::swap(&mut d.done, &mut d.written);
+        d.written_since = None;
+        self.pick_zeroes(cx.now);
+        self.pick_segments(cx);
+        self.destage.phase = Phase::Load;
+    }
+
+    fn pick_zeroes(&mut self, now: Instant) {
+        for place in 0..self.vols.bound() {
+            let Some(vol) = self.vols.get(place) else { continue };
+            if vol.health.retry_at > now && vol.health.failing.is_some() {
+                continue;
+            }
+            let most = if vol.backing.write_zeroes { ZEROES_MAX } else { ZEROES_WRITE_MAX };
+            for range in vol.ranges.iter().filter(|range| range.dirty).take(RANGES_MAX) {
+                let mut at = range.first;
+                let end = range.first + range.blocks;
+                while at < end && self.destage.zeroes.len() < 4096 {
+                    let blocks = most.min(end - at);
+                    self.destage.zeroes.push(Zeroes { place, block: at, blocks, lsn: range.lsn.0 });
+                    at += blocks;
+                }
+            }
+        }
+    }
+
+    fn pick_segments<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
+        let mut picked = core::mem::take(&mut self.destage.segments);
+        let all = self.segs.sealed_iter().chain(self.segs.young().iter().copied());
+        picked.extend(
+            all.filter(|seg| {
+                self.segs.get(*seg).is_some_and(|s| {
+                    s.dirty > 0
+                        && s.skip_until <= cx.now
+                        && (s.log.is_some() || s.state == State::Sealed)
+                })
+            })
+            .take(SEGMENTS_MAX),
+        );
+        for seg in &picked {
+            if let Some(log) = self.segs.get_mut(*seg).and_then(|s| s.log.take()) {
+                self.collect(*seg, &log);
+                if let Some(s) = self.segs.get_mut(*seg) {
+                    s.log = Some(log);
+                }
+            } else {
+                let what = What::DestageFooter { seg: *seg };
+                self.destage.loading += usize::from(self.footer_read(cx, *seg, what));
+            }
+        }
+        self.destage.segments = picked;
+    }
+
+    /// Reads the footer of a sealed segment; `false` where no buffer is to be had.
+    pub(super) fn footer_read<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, seg: u32, what: What) -> bool {
+        let geometry = self.map.geometry();
+        let bytes = geometry.footer_bytes() as u64;
+        let (Some(buf), Some(start)) = (self.alloc(cx, bytes), self.map.segment_offset(seg)) else {
+            return false;
+        };
+        let at = start + u64::from(geometry.footer_slot()) * BLOCK;
+        self.segs.reader(seg, 1);
+        self.cache_op(cx.now, what, Op::read(0, at, bytes, buf));
+        true
+    }
+
+    pub(super) fn destage_footer<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        seg: u32,
+        done: Completion<B>,
+    ) {
+        self.segs.reader(seg, -1);
+        self.destage.loading -= 1;
+        if let Err(error) = done.result {
+            self.cache_error(cx, error, false);
+        }
+        let name = self.segment_name(seg);
+        let view = done.buf.as_ref().filter(|_| done.result.is_ok());
+        let view = view.and_then(|buf| FooterView::parse(buf.as_slice()));
+        let mut log = self.destage.log.take().unwrap_or_else(|| Box::new(SegmentLog::new(self.map.geometry())));
+        match view.filter(|view| Some(view.head.name) == name) {
+            Some(view) => {
+                view.load(&mut log);
+                self.collect(seg, &log);
+            }
+            None => {
+                if let Some(s) = self.segs.get_mut(seg) {
+                    s.skip_until = cx.now + SKIP;
+                }
+            }
+        }
+        self.destage.log = Some(log);
+    }
+
+    /// Takes what is current and dirty of a segment's records.
+    fn collect(&mut self, seg: u32, log: &SegmentLog) {
+        for (record, crcs) in log.iter().filter(|(record, _)| record.kind.has_data()) {
+            let Some(place) = self.vols.place_of(record.volume, record.generation) else { continue };
+            let first = self.map.slot(seg, record.slot);
+            for ((slot, block), crc) in (first..).zip(record.block..).zip(crcs) {
+                let Some(key) = self.vols.key(place, block) else { continue };
+                let wanted = self.index.get(key).is_some_and(|entry| {
+                    entry.slot == slot
+                        && entry.flags.dirty()
+                        && !Self::not_for_destage(entry.flags.spare())
+                });
+                if wanted {
+                    let lsn = record.lsn.0;
+                    self.destage.candidates.push(Candidate { place, block, slot, lsn, crc: *crc });
+                }
+            }
+        }
+    }
+
+    fn round_loaded(&mut self) {
+        if self.destage.loading > 0 {
+            return;
+        }
+        self.destage.candidates.sort_unstable_by_key(|c| (c.place, c.block));
+        self.destage.phase = Phase::Run;
+    }
+
+    fn round_run<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
+        while self.destage.active < self.destage.window && self.destage.next_zeroes < self.destage.zeroes.len() {
+            self.zeroes_begin(cx);
+        }
+        while self.destage.active < self.destage.window
+            && self.destage.next < self.destage.candidates.len()
+        {
+            if !self.run_begin(cx) {
+                return;
+            }
+        }
+        let d = &self.destage;
+        if d.active > 0 || d.next < d.candidates.len() || d.next_zeroes < d.zeroes.len() {
+            return;
+        }
+        // Segments that gave nothing: their volumes fail, or others hold their blocks.
+        if !self.destage.did_something {
+            for at in 0..self.destage.segments.len() {
+                let seg = self.destage.segments[at];
+                if let Some(s) = self.segs.get_mut(seg) {
+                    s.skip_until = cx.now + SKIP;
+                }
+            }
+        }
+        self.destage.phase = Phase::Flush;
+        self.round_flush(cx);
+    }
+
+    fn current(&self, c: &Candidate) -> bool {
+        self.vols.key(c.place, c.block).and_then(|key| self.index.get(key)).is_some_and(|entry| {
+            entry.slot == c.slot
+                && entry.flags.dirty()
+                && !Self::not_for_destage(entry.flags.spare())
+        })
+    }
+
+    fn willing(&self, place: u16, now: Instant) -> bool {
+        self.vols.get(place).is_some_and(|vol| {
+            vol.health.hanging.is_none() && (vol.health.failing.is_none() || vol.health.retry_at <= now)
+        })
+    }
+
+    /// Begins the next run of neighbouring blocks; `false` where no buffer is to be had.
+    fn run_begin<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) -> bool {
+        let first = self.destage.next;
+        let Some(head) = self.destage.candidates.get(first).copied() else { return false };
+        if !self.current(&head) || !self.willing(head.place, cx.now) {
+            self.destage.next += 1;
+            return true;
+        }
+        let Some(vol) = self.vols.get(head.place) else { return true };
+        let most = RUN_MAX.min(u64::from(vol.backing.max_io) / BLOCK).max(1);
+        let trim = vol.committed;
+        let mut blocks = 1;
+        while blocks < most
+            && let Some(c) = usize::try_from(blocks).ok().and_then(|n| self.destage.candidates.get(first + n))
+            && c.place == head.place
+            && c.block == head.block + blocks
+            && self.current(c)
+        {
+            blocks += 1;
+        }
+        let claim = Claim { volume: head.place, first: head.block, blocks, mode: Mode::Exclusive, token: u64::MAX };
+        if !self.backing.is_free(&claim) {
+            self.destage.next += usize::try_from(blocks).unwrap_or(1);
+            return true;
+        }
+        let Some(buf) = self.alloc(cx, blocks * BLOCK) else { return false };
+        let Verdict::Granted(id) = self.backing.claim(claim) else { return false };
+        let Some((h, run)) = self.destage.runs.take() else { return false };
+        *run = Run {
+            place: head.place,
+            block: head.block,
+            blocks,
+            first,
+            zeroes: None,
+            buf: Some(buf),
+            reads: 0,
+            tries: 0,
+            failed: false,
+            claim: Some(id),
+            trim,
+            started: cx.now,
+        };
+        self.destage.next += usize::try_from(blocks).unwrap_or(1);
+        self.destage.active += 1;
+        self.destage.did_something = true;
+        self.run_read(cx, h);
+        true
+    }
+
+    /// Reads all blocks of a run, neighbours on the cache device together.
+    fn run_read<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
+        let Some(run) = self.destage.runs.get(h) else { return };
+        let (first, blocks) = (run.first, usize::try_from(run.blocks).unwrap_or(0));
+        let mut at = 0;
+        while at < blocks {
+            let slot = self.destage.candidates[first + at].slot;
+            let seg = self.map.segment_of(slot);
+            let mut n = 1u32;
+            while at + (n as usize) < blocks && {
+                let next = self.destage.candidates[first + at + n as usize].slot;
+                next == slot + n && self.map.segment_of(next) == seg
+            } {
+                n += 1;
+            }
+            let buf = self.alloc(cx, u64::from(n) * BLOCK);
+            let (Some(buf), Some(offset)) = (buf, self.map.slot_offset(slot)) else {
+                if let Some(run) = self.destage.runs.get_mut(h) {
+                    run.failed = true;
+                }
+                break;
+            };
+            self.segs.reader(seg, 1);
+            if let Some(run) = self.destage.runs.get_mut(h) {
+                run.reads += 1;
+            }
+            let what = What::DestageRead { run: h, at: u32::try_from(at).unwrap_or(0), blocks: n, slot };
+            self.cache_op(cx.now, what, Op::read(0, offset, u64::from(n) * BLOCK, buf));
+            at += n as usize;
+        }
+        if self.destage.runs.get(h).is_some_and(|run| run.reads == 0) {
+            self.run_end(h, false);
+        }
+    }
+
+    pub(super) fn destage_read<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        h: Handle,
+        (at, blocks, slot): (u32, u32, u32),
+        done: Completion<B>,
+    ) {
+        self.segs.reader(self.map.segment_of(slot), -1);
+        let Some(run) = self.destage.runs.get_mut(h) else { return };
+        run.reads -= 1;
+        let key = self.vols.get(run.place).map_or(0, |vol| vol.key);
+        let mut bad = None;
+        for index in 0..blocks as usize {
+            let c = self.destage.candidates[run.first + at as usize + index];
+            let data = done.buf.as_ref().filter(|_| done.result.is_ok());
+            let from = index * BLOCK_LEN;
+            let data = data.and_then(|buf| buf.as_slice().get(from..from + BLOCK_LEN));
+            let good = data.filter(|data| block_crc(key, c.block, c.lsn, data) == c.crc);
+            let to = (at as usize + index) * BLOCK_LEN;
+            let out = run.buf.as_mut().and_then(Buf::as_mut_slice);
+            match (good, out.and_then(|out| out.get_mut(to..to + BLOCK_LEN))) {
+                (Some(data), Some(out)) => out.copy_from_slice(data),
+                _ => {
+                    run.failed = true;
+                    bad = Some(c);
+                    if run.tries + 1 >= TRIES_MAX {
+                        self.stats.bad_reads += 1;
+                    }
+                }
+            }
+        }
+        let (reads, failed, tries) = (run.reads, run.failed, run.tries);
+        if let Err(error) = done.result {
+            self.cache_error(cx, error, false);
+        }
+        if let Some(c) = bad
+            && tries + 1 >= TRIES_MAX
+            && self.current(&c)
+        {
+            self.block_lost(c.place, c.block, c.slot);
+        }
+        if reads > 0 {
+            return;
+        }
+        if !failed {
+            self.run_write(cx, h);
+        } else if tries + 1 < TRIES_MAX {
+            if let Some(run) = self.destage.runs.get_mut(h) {
+                run.tries += 1;
+                run.failed = false;
+            }
+            self.run_read(cx, h);
+        } else {
+            self.run_end(h, false);
+        }
+    }
+
+    fn run_write<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
+        let Some(run) = self.destage.runs.get_mut(h) else { return };
+        let (place, Some(buf)) = (run.place, run.buf.take()) else { return };
+        run.started = cx.now;
+        let Some(vol) = self.vols.get(place) else { return };
+        let (at, len) = vol.backing_range(run.block, run.blocks);
+        self.destage.bytes += len;
+        self.backing_op(cx.now, place, What::DestageWrite { run: h }, Op::write(0, at, len, buf));
+    }
+
+    /// Begins the next range of zeroes, if it is still as it was chosen.
+    fn zeroes_begin<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
+        let at = self.destage.next_zeroes;
+        self.destage.next_zeroes += 1;
+        let Some(z) = self.destage.zeroes.get(at).copied() else { return };
+        let Some(vol) = self.vols.get(z.place) else { return };
+        let mut left = z.blocks;
+        for range in vol.ranges.overlapping(z.block, z.blocks) {
+            if range.lsn.0 != z.lsn {
+                return;
+            }
+            left -= range.blocks;
+        }
+        let claim = Claim { volume: z.place, first: z.block, blocks: z.blocks, mode: Mode::Exclusive, token: u64::MAX };
+        if left > 0 || !self.willing(z.place, cx.now) || !self.backing.is_free(&claim) {
+            return;
+        }
+        let Some(vol) = self.vols.get(z.place) else { return };
+        let (offset, len) = vol.backing_range(z.block, z.blocks);
+        let (direct, trim) = (vol.backing.write_zeroes, vol.committed);
+        let op = if direct {
+            Op::range(0, OpKind::WriteZeroes, offset, len)
+        } else {
+            let blocks = z.blocks.min(ZEROES_WRITE_MAX);
+            if blocks < z.blocks {
+                return;
+            }
+            let Some(mut buf) = self.alloc(cx, len) else { return };
+            let Some(out) = buf.as_mut_slice() else { return };
+            out.fill(0);
+            Op::write(0, offset, len, buf)
+        };
+        let Verdict::Granted(id) = self.backing.claim(claim) else { return };
+        let Some((h, run)) = self.destage.runs.take() else { return };
+        *run = Run {
+            place: z.place,
+            block: z.block,
+            blocks: z.blocks,
+            first: 0,
+            zeroes: Some(z.lsn),
+            buf: None,
+            reads: 0,
+            tries: 0,
+            failed: false,
+            claim: Some(id),
+            trim,
+            started: cx.now,
+        };
+        self.destage.active += 1;
+        self.destage.did_something = true;
+        self.backing_op(cx.now, z.place, What::DestageZeroes { run: h }, op);
+    }
+
+    pub(super) fn destage_write_done<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        h: Handle,
+        result: Result<(), DeviceError>,
+    ) {
+        let Some(run) = self.destage.runs.get(h) else { return };
+        let place = run.place;
+        let took = u64::try_from(cx.now.since(run.started).as_nanos()).unwrap_or(u64::MAX);
+        match result {
+            Ok(()) => {
+                self.destage.learn(took);
+                self.backing_good(cx, place);
+            }
+            Err(DeviceError::Unsupported) if run.zeroes.is_some() => {
+                if let Some(vol) = self.vols.get_mut(place) {
+                    vol.backing.write_zeroes = false;
+                }
+            }
+            Err(error) => self.backing_error(cx, place, error),
+        }
+        self.run_end(h, result.is_ok());
+    }
+
+    /// A run is over; what it wrote awaits flush and trim.
+    fn run_end(&mut self, h: Handle, good: bool) {
+        let Some(run) = self.destage.runs.get_mut(h) else { return };
+        let claim = run.claim.take();
+        run.buf = None;
+        let (place, block, blocks, first, lsn) = (run.place, run.block, run.blocks, run.first, run.trim);
+        let zeroes = run.zeroes;
+        self.destage.runs.free(h);
+        self.destage.active -= 1;
+        if good {
+            if zeroes.is_some() {
+                self.destage.done_zeroes.push(Zeroes { place, block, blocks, lsn });
+            } else {
+                let end = first + usize::try_from(blocks).unwrap_or(0);
+                for at in first..end {
+                    let c = self.destage.candidates[at];
+                    self.destage.done.push(Written { place, block: c.block, slot: c.slot, lsn });
+                }
+            }
+        }
+        if let Some(id) = claim {
+            self.release_backing(id);
+        }
+    }
+
+    /// Flushes every backing device that was written to.
+    fn round_flush<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
+        for place in 0..self.vols.bound() {
+            let Some(vol) = self.vols.get(place) else { continue };
+            let touched = self.destage.done.iter().any(|w| w.place == place)
+                || self.destage.done_zeroes.iter().any(|z| z.place == place);
+            if touched && vol.backing.volatile_write_cache {
+                self.destage.flushes += 1;
+                self.backing_op(cx.now, place, What::DestageFlush { volume: place }, Op::flush(0));
+            }
+        }
+    }
+
+    pub(super) fn destage_flush_done<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        place: u16,
+        result: Result<(), DeviceError>,
+    ) {
+        self.destage.flushes -= 1;
+        if let Err(error) = result {
+            // Nothing of this volume may be trimmed; what was written is written again.
+            let mut done = core::mem::take(&mut self.destage.done);
+            done.retain(|w| {
+                if w.place == place
+                    && let Some(key) = self.vols.key(place, w.block)
+                {
+                    self.index.update_if_slot(key, w.slot, |flags| {
+                        flags.with_spare(flags.spare() & !spare::WRITTEN)
+                    });
+                }
+                w.place != place
+            });
+            self.destage.done = done;
+            self.destage.done_zeroes.retain(|z| z.place != place);
+            self.backing_error(cx, place, error);
+        }
+    }
+
+    fn round_flushed(&mut self) {
+        if self.destage.flushes > 0 {
+            return;
+        }
+        self.destage.done.sort_unstable_by_key(|w| (w.place, w.block));
+        self.destage.phase = Phase::Trim;
+    }
+
+    fn still(&self, w: &Written) -> bool {
+        self.vols.key(w.place, w.block).and_then(|key| self.index.get(key)).is_some_and(|entry| {
+            entry.slot == w.slot && entry.flags.dirty()
+        })
+    }
+
+    /// Appends the trims. A run of blocks may share one with the highest number of its blocks:
+    /// all were committed when they were chosen and are current now, so that no version of any of
+    /// them lies between its own number and that one.
+    fn round_trim<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
+        let mut ordinal = None;
+        while let Some(head) = self.destage.done.get(self.destage.trim_at).copied() {
+            let from = self.destage.trim_at;
+            if !self.still(&head) {
+                self.destage.trim_at += 1;
+                continue;
+            }
+            let (mut blocks, mut lsn) = (1, head.lsn);
+            while let Some(w) = self.destage.done.get(from + blocks)
+                && w.place == head.place
+                && w.block == head.block + blocks as u64
+                && self.still(w)
+            {
+                lsn = lsn.max(w.lsn);
+                blocks += 1;
+            }
+            match self.trim(cx, head.place, head.block, blocks as u64, lsn) {
+                Some(at) => ordinal = ordinal.max(Some(at)),
+                None => return,
+            }
+            self.destage.trim_at += blocks;
+        }
+        while let Some(z) = self.destage.done_zeroes.get(self.destage.trim_zeroes_at).copied() {
+            match self.trim(cx, z.place, z.block, z.blocks, z.lsn) {
+                Some(at) => ordinal = ordinal.max(Some(at)),
+                None => return,
+            }
+            self.destage.trim_zeroes_at += 1;
+        }
+        match ordinal.max(self.trim_ordinal.take()) {
+            Some(ordinal) => self.destage.phase = Phase::Settle(ordinal),
+            None => self.round_settle(cx),
+        }
+    }
+
+    fn trim<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        place: u16,
+        block: u64,
+        blocks: u64,
+        lsn: u64,
+    ) -> Option<u64> {
+        let vol = self.vols.get(place)?;
+        let record = Record {
+            kind: Kind::Trim,
+            moved: false,
+            clean: false,
+            volume: vol.index,
+            generation: vol.generation,
+            block,
+            blocks: u32::try_from(blocks).ok()?,
+            lsn: Lsn(lsn),
+            epoch: vol.epoch,
+            slot: 0,
+        };
+        let (ordinal, _) = self.append_mark(cx, LogStream::Journal, 0, &record)?;
+        self.trim_ordinal = self.trim_ordinal.max(Some(ordinal));
+        Some(ordinal)
+    }
+
+    /// The trims are durable: what is still the same is clean now.
+    fn round_settle<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
+        let done = core::mem::take(&mut self.destage.done);
+        for w in &done {
+            let Some(key) = self.vols.key(w.place, w.block) else { continue };
+            let old = self.index.update_if_slot(key, w.slot, |flags| {
+                flags.with_dirty(false).with_spare(flags.spare() & !spare::WRITTEN)
+            });
+            if old.is_some_and(|flags| flags.dirty()) {
+                self.segs.count(self.map.segment_of(w.slot), 0, -1);
+                self.dirty = self.dirty.saturating_sub(1);
+                self.stats.destaged += 1;
+                if let Some(vol) = self.vols.get_mut(w.place) {
+                    vol.dirty = vol.dirty.saturating_sub(1);
+                }
+            }
+        }
+        self.destage.done = done;
+        for at in 0..self.destage.done_zeroes.len() {
+            let z = self.destage.done_zeroes[at];
+            if let Some(vol) = self.vols.get_mut(z.place) {
+                let _ = vol.ranges.punch(z.block, z.blocks, Lsn(z.lsn + 1));
+            }
+        }
+        self.destage.phase = Phase::Idle;
+        if self.dirty == 0 {
+            self.destage.urgent = false;
+        }
+        self.clean_points(cx);
+    }
+
+}

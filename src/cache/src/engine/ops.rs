@@ -1,0 +1,88 @@
+//! Device operations under way: what each is for, when it began, who waits.
+
+use super::slab::Handle;
+use super::types::Action;
+use super::Engine;
+use crate::format::geometry::LogStream;
+use forebay_io::{Buf, Instant, Op};
+
+/// What an operation is for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum What {
+    /// Nothing: a place of the table that is free.
+    #[default]
+    None,
+    /// A host's read of cached blocks.
+    Hit { req: Handle, part: u32, blocks: u32, volume: u16, block: u64, slot: u32 },
+    /// A host's read of blocks that are not cached.
+    Miss { req: Handle, part: u32, blocks: u32, volume: u16, block: u64, fill: Option<u64> },
+    /// A batch of a log, by its ordinal.
+    Batch { stream: LogStream, ordinal: u64 },
+    /// The footer of a segment.
+    Footer { seg: u32 },
+    /// The footer of a sealed segment, read for destage.
+    DestageFooter { seg: u32 },
+    /// Blocks read for destage.
+    DestageRead { run: Handle, at: u32, blocks: u32, slot: u32 },
+    /// A run written to the backing device.
+    DestageWrite { run: Handle },
+    /// A range of zeroes given to the backing device.
+    DestageZeroes { run: Handle },
+    /// The flush of a backing device that closes a round of destage.
+    DestageFlush { volume: u16 },
+    /// The footer of the segment that is being reclaimed.
+    ReclaimFooter { seg: u32 },
+    /// Blocks read to be appended again.
+    ReclaimRead { at: u32 },
+    /// The free mark.
+    FreeMark { seg: u32 },
+    /// A flush of the cache device.
+    CacheFlush,
+    /// A write of a host's data to the backing device.
+    HostWrite { req: Handle },
+    /// A host's write-zeroes or deallocate on the backing device.
+    HostRange { req: Handle },
+    /// A flush of a backing device for a host.
+    HostFlush { req: Handle },
+    /// A superblock.
+    Superblock,
+    /// A read to see whether a failing backing device works again.
+    Probe { volume: u16 },
+}
+
+/// An operation under way.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Under {
+    pub(super) what: What,
+    /// The volume whose backing device it went to; `None` for the cache device.
+    pub(super) backing: Option<u16>,
+    pub(super) started: Instant,
+}
+
+impl<B: Buf> Engine<B> {
+    fn under(&mut self, now: Instant, what: What, backing: Option<u16>) -> u64 {
+        match self.ops.take() {
+            Some((handle, under)) => {
+                *under = Under { what, backing, started: now };
+                handle.token()
+            }
+            // 2³² operations at once cannot be: each needs a buffer or a place of its own.
+            None => u64::MAX,
+        }
+    }
+
+    /// Hands an operation to the cache device.
+    pub(super) fn cache_op(&mut self, now: Instant, what: What, mut op: Op<B>) {
+        op.token = self.under(now, what, None);
+        self.actions.push_back(Action::Cache(op));
+    }
+
+    /// Hands an operation to a volume's backing device.
+    pub(super) fn backing_op(&mut self, now: Instant, volume: u16, what: What, mut op: Op<B>) {
+        let Some(vol) = self.vols.get_mut(volume) else { return };
+        vol.backing_ops += 1;
+        let id = vol.id;
+        op.token = self.under(now, what, Some(volume));
+        self.actions.push_back(Action::Backing(id, op));
+    }
+}

@@ -1,0 +1,542 @@
+//! Reclaim: the segment that was sealed first is made free. What is dirty in it is destaged before,
+//! or appended again; what was read again is appended again; the rest leaves the cache.
+//!
+//! The free mark is durable before an entry leaves the index and before the segment is used again,
+//! so that "not in the index" means "not on the device" for good.
+
+use super::ops::What;
+use super::segments::State;
+use super::types::{BLOCK, BLOCK_LEN};
+use super::volume::spare;
+use super::{Cx, Engine};
+use crate::format::BLOCK as FORMAT_BLOCK;
+use crate::format::footer::{FooterView, FreeMark};
+use crate::format::geometry::LogStream;
+use crate::format::record::{Kind, Record};
+use crate::format::segment_log::SegmentLog;
+use crate::hazard::{Claim, Mode};
+use crate::index::{Entry, Key};
+use crate::policy;
+use forebay_io::crc::block_crc;
+use forebay_io::{Buf, BufPool, Completion, DeviceError, Instant, Op};
+
+/// Blocks read to be appended again, at once.
+const READS_MAX: usize = 16;
+
+/// A block that stays.
+#[derive(Clone, Copy, Debug)]
+struct Keep {
+    place: u16,
+    record: Record,
+    /// Index of the block in its record.
+    at: u32,
+    slot: u32,
+    crc: u32,
+    dirty: bool,
+    tries: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    Load,
+    Copy,
+    /// The copies are on their way; the last batch's ordinal.
+    Settle(Option<u64>),
+    /// The flush before the mark.
+    Before(u64),
+    Mark,
+    /// The flush after the mark.
+    After(u64),
+}
+
+/// The state of reclaim.
+#[derive(Debug)]
+pub(super) struct Reclaim {
+    phase: Phase,
+    /// A log found no free segment.
+    pub(super) wanted: bool,
+    seg: u32,
+    log: Option<Box<SegmentLog>>,
+    keep: Vec<Keep>,
+    next: usize,
+    reads: usize,
+    ordinal: Option<u64>,
+    /// The last journal batch with ranges that were appended again.
+    journal: Option<u64>,
+    pub(super) segments: u64,
+    pub(super) moved: u64,
+    pub(super) evicted: u64,
+}
+
+impl Reclaim {
+    pub(super) const fn new() -> Self {
+        Self {
+            phase: Phase::Idle,
+            wanted: false,
+            seg: 0,
+            log: None,
+            keep: Vec::new(),
+            next: 0,
+            reads: 0,
+            ordinal: None,
+            journal: None,
+            segments: 0,
+            moved: 0,
+            evicted: 0,
+        }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.phase == Phase::Idle
+    }
+}
+
+impl<B: Buf> Engine<B> {
+    /// Reclaim begins below this many free segments.
+    pub(super) fn reclaim_from(&self) -> usize {
+        (self.segs.len() / 64).clamp(5, 64).min(self.segs.len() / 2)
+    }
+
+    /// Takes reclaim as far as it goes now.
+    pub(super) fn reclaim_step<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
+        if self.cache_failed.is_some() {
+            return;
+        }
+        // Bounded: what has to wait for others is taken up at the next step.
+        for _ in 0..8 {
+            let before = self.reclaim.phase;
+            match before {
+                Phase::Idle => self.reclaim_begin(cx),
+                Phase::Load | Phase::Mark => {}
+                Phase::Copy => self.reclaim_copy(cx),
+                Phase::Settle(ordinal) => self.reclaim_settle(cx, ordinal),
+                Phase::Before(ticket) if self.flush_passed(ticket) => self.mark(cx),
+                Phase::After(ticket) if self.flush_passed(ticket) => self.reclaim_end(),
+                Phase::Before(_) | Phase::After(_) => {}
+            }
+            if self.reclaim.phase == before || self.reclaim.phase == Phase::Idle {
+                return;
+            }
+        }
+    }
+
+    fn reclaim_begin<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
+        if self.segs.free_count() >= self.reclaim_from() {
+            self.reclaim.wanted = false;
+            return;
+        }
+        let Some(seg) = self.segs.oldest() else { return };
+        let Some(s) = self.segs.get(seg) else { return };
+        if s.state != State::Sealed {
+            return;
+        }
+        let (seal, dirty, skip) = (s.seal, s.dirty, s.skip_until);
+        // Every segment opened before this one's seal needs its footer first.
+        let young = self.segs.young();
+        if young.iter().any(|other| self.segs.get(*other).is_some_and(|s| s.seq < seal)) {
+            self.end_before(seal);
+            return;
+        }
+        if dirty > 0 {
+            self.destage.urgent = true;
+            // A backing device that does not take its data must not pin the log for ever: what is
+            // dirty is appended again, which gains as long as not all of it is.
+            let gains = u64::from(dirty) * 4 <= u64::from(self.map.geometry().data_slots()) * 3
+                || self.dirty * 10 <= self.segs.data_slots() * 7;
+            let pressed = self.segs.free_count() <= super::write::HOST_RESERVE + 1;
+            if skip <= cx.now || !gains || !pressed {
+                return;
+            }
+        }
+        if self.footer_read(cx, seg, What::ReclaimFooter { seg }) {
+            self.reclaim.seg = seg;
+            self.reclaim.phase = Phase::Load;
+        }
+    }
+
+    pub(super) fn reclaim_footer<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        seg: u32,
+        done: Completion<B>,
+    ) {
+        self.segs.reader(seg, -1);
+        if let Err(error) = done.result {
+            self.cache_error(cx, error, false);
+        }
+        let name = self.segment_name(seg);
+        let view = done.buf.as_ref().filter(|_| done.result.is_ok());
+        let view = view.and_then(|buf| FooterView::parse(buf.as_slice()));
+        let log = self.reclaim.log.take();
+        let mut log = log.unwrap_or_else(|| Box::new(SegmentLog::new(self.map.geometry())));
+        log.clear();
+        match view.filter(|view| Some(view.head.name) == name) {
+            Some(view) => view.load(&mut log),
+            // Without a footer the index alone knows what is here.
+            None => self.forget_segment(seg),
+        }
+        self.reclaim.keep.clear();
+        (self.reclaim.next, self.reclaim.reads) = (0, 0);
+        (self.reclaim.ordinal, self.reclaim.journal) = (None, None);
+        self.sort_out(seg, &log);
+        self.reclaim.log = Some(log);
+        self.reclaim.phase = Phase::Copy;
+    }
+
+    /// The footer of a segment cannot be read: its clean blocks are dropped, its dirty ones lost.
+    fn forget_segment(&mut self, seg: u32) {
+        self.stats.lost_footers += 1;
+        let mut found = Vec::new();
+        self.index.for_each(|key, entry| {
+            if self.map.segment_of(entry.slot) == seg {
+                found.push((key, entry));
+            }
+        });
+        for (key, entry) in found {
+            let place = self.vols.iter().find(|(_, v)| v.index == key.volume()).map(|(p, _)| p);
+            if let Some(place) = place.filter(|_| entry.flags.dirty()) {
+                self.block_lost(place, key.block(), entry.slot);
+            } else {
+                self.drop_entry(key, entry);
+            }
+        }
+    }
+
+    fn drop_entry(&mut self, key: Key, entry: Entry) {
+        if self.index.remove_if_slot(key, entry.slot).is_some() {
+            let place = self.vols.iter().find(|(_, v)| v.index == key.volume()).map(|(p, _)| p);
+            self.uncount(place.unwrap_or(u16::MAX), entry);
+        }
+    }
+
+    /// Says of each current block whether it stays.
+    fn sort_out(&mut self, seg: u32, log: &SegmentLog) {
+        let most = self.map.geometry().data_slots() / 4;
+        let mut budget = most;
+        for (record, crcs) in log.iter() {
+            let Some(place) = self.vols.place_of(record.volume, record.generation) else { continue };
+            if !record.kind.has_data() {
+                continue;
+            }
+            let first = self.map.slot(seg, record.slot);
+            for (at, crc) in (0..record.blocks).zip(crcs) {
+                let slot = first + at;
+                let Some(key) = self.vols.key(place, record.block + u64::from(at)) else { continue };
+                let Some(entry) = self.index.get(key).filter(|entry| entry.slot == slot) else { continue };
+                let dirty = entry.flags.dirty();
+                let stays = dirty || {
+                    let flags = if self.tier.contains(key) {
+                        entry.flags.with_freq(entry.flags.freq().max(1))
+                    } else {
+                        entry.flags
+                    };
+                    matches!(
+                        self.policy.on_reclaim(key, flags, budget > 0),
+                        policy::Reclaim::Reinsert(_)
+                    )
+                };
+                if stays {
+                    budget = budget.saturating_sub(u32::from(!dirty));
+                    let (record, crc) = (*record, *crc);
+                    self.reclaim.keep.push(Keep { place, record, at, slot, crc, dirty, tries: 0 });
+                }
+            }
+        }
+    }
+
+    fn reclaim_copy<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
+        while self.reclaim.reads < READS_MAX
+            && let Some(keep) = self.reclaim.keep.get(self.reclaim.next).copied()
+        {
+            if !self.keeps(&keep) {
+                self.reclaim.next += 1;
+                continue;
+            }
+            let (Some(buf), Some(at)) = (self.alloc(cx, BLOCK), self.map.slot_offset(keep.slot)) else {
+                return;
+            };
+            self.segs.reader(self.reclaim.seg, 1);
+            let index = u32::try_from(self.reclaim.next).unwrap_or(u32::MAX);
+            self.reclaim.next += 1;
+            self.reclaim.reads += 1;
+            self.cache_op(cx.now, What::ReclaimRead { at: index }, Op::read(0, at, BLOCK, buf));
+        }
+        if self.reclaim.reads > 0 || self.reclaim.next < self.reclaim.keep.len() {
+            return;
+        }
+        if !self.move_ranges(cx) {
+            return;
+        }
+        self.close_batch(LogStream::Reinsert);
+        self.pump(cx.now, LogStream::Reinsert);
+        self.reclaim.phase = Phase::Settle(self.reclaim.ordinal);
+    }
+
+    /// Whether a block is still current where it was.
+    fn keeps(&self, keep: &Keep) -> bool {
+        let key = self.vols.key(keep.place, keep.record.block + u64::from(keep.at));
+        key.and_then(|key| self.index.get(key)).is_some_and(|entry| entry.slot == keep.slot)
+    }
+
+    pub(super) fn reclaim_read<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        at: u32,
+        done: Completion<B>,
+    ) {
+        self.reclaim.reads -= 1;
+        self.segs.reader(self.reclaim.seg, -1);
+        if let Err(error) = done.result {
+            self.cache_error(cx, error, false);
+        }
+        let Some(keep) = self.reclaim.keep.get(at as usize).copied() else { return };
+        if !self.keeps(&keep) {
+            return;
+        }
+        let block = keep.record.block + u64::from(keep.at);
+        let Some((index, generation, key)) =
+            self.vols.get(keep.place).map(|vol| (vol.index, vol.generation, vol.key))
+        else {
+            return;
+        };
+        let data = done.buf.as_ref().filter(|_| done.result.is_ok()).map(Buf::as_slice);
+        let data = data.and_then(|data| data.get(..BLOCK_LEN));
+        let good = data.is_some_and(|data| block_crc(key, block, keep.record.lsn.0, data) == keep.crc);
+        if !good && keep.tries < 2 {
+            // Read again, at the end of the list.
+            self.reclaim.keep.push(Keep { tries: keep.tries + 1, ..keep });
+            return;
+        }
+        if !good && !keep.dirty {
+            return;
+        }
+        let claim = Claim { volume: keep.place, first: block, blocks: 1, mode: Mode::Exclusive, token: 0 };
+        if !self.hold.is_free(&claim) {
+            // A newer version is in flight: it replaces this one, or this is asked again.
+            if keep.dirty {
+                self.reclaim.keep.push(keep);
+            }
+            return;
+        }
+        if !good {
+            self.block_lost(keep.place, block, keep.slot);
+        }
+        let record = Record {
+            moved: true,
+            clean: !keep.dirty,
+            volume: index,
+            generation,
+            block,
+            blocks: 1,
+            slot: 0,
+            ..keep.record
+        };
+        // Bad dirty data must stay bad: with another seed its CRC never matches.
+        let seed = if good { key } else { !key };
+        let zeroes = [0u8; BLOCK_LEN];
+        let data = data.unwrap_or(&zeroes);
+        if self.room(cx, LogStream::Reinsert, 0).is_none() {
+            if keep.dirty {
+                self.reclaim.keep.push(keep);
+            }
+            return;
+        }
+        let placed = self.append_data(LogStream::Reinsert, &record, seed, data, Some(keep.slot));
+        if let Some((_, seg, ordinal)) = placed {
+            self.reclaim.ordinal = Some(ordinal);
+            self.reclaim.moved += 1;
+            self.older(seg);
+        }
+    }
+
+    /// A segment that takes moved data is as old as the data.
+    fn older(&mut self, seg: u32) {
+        let since = self.segs.get(self.reclaim.seg).map_or(Instant(0), |s| s.since);
+        if let Some(s) = self.segs.get_mut(seg) {
+            s.since = s.since.min(since);
+        }
+    }
+
+    /// Appends again the ranges of zeroes that are not destaged and that only this segment records;
+    /// `false` while there is no room.
+    fn move_ranges<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) -> bool {
+        let Some(log) = self.reclaim.log.take() else { return true };
+        let mut done = true;
+        for (record, _) in log.iter() {
+            if !matches!(record.kind, Kind::Zeroes | Kind::Discard) {
+                continue;
+            }
+            let Some(place) = self.vols.place_of(record.volume, record.generation) else { continue };
+            let mut at = record.block;
+            let end = record.block + u64::from(record.blocks);
+            while at < end {
+                let Some(vol) = self.vols.get(place) else { break };
+                let next = vol.ranges.overlapping(at, end - at).find(|r| r.lsn == record.lsn && r.dirty);
+                let Some(range) = next else { break };
+                at = range.first + range.blocks;
+                let piece = Record {
+                    moved: true,
+                    block: range.first,
+                    blocks: u32::try_from(range.blocks).unwrap_or(record.blocks),
+                    ..*record
+                };
+                let claim = Claim {
+                    volume: place,
+                    first: range.first,
+                    blocks: range.blocks,
+                    mode: Mode::Exclusive,
+                    token: 0,
+                };
+                // Without the blocks that have a newer version on its way: wait for that.
+                if !self.hold.is_free(&claim) {
+                    done = false;
+                    continue;
+                }
+                match self.append_mark(cx, LogStream::Journal, 0, &piece) {
+                    Some((ordinal, _)) => self.reclaim.journal = Some(ordinal),
+                    None => done = false,
+                }
+            }
+        }
+        self.reclaim.log = Some(log);
+        done
+    }
+
+    /// Moved blocks are on the device in their new place.
+    pub(super) fn moved_counts(&mut self, record: &Record, seg: u32, from: &[u32]) {
+        let Some(place) = self.vols.place_of(record.volume, record.generation) else { return };
+        let first = self.map.slot(seg, record.slot);
+        for ((slot, block), old) in (first..).zip(record.block..).zip(from) {
+            let Some(key) = self.vols.key(place, block) else { return };
+            let Some(entry) = self.index.get(key).filter(|entry| entry.slot == *old) else { continue };
+            let freq = entry.flags.freq().saturating_sub(1);
+            let flags = entry.flags.with_freq(freq);
+            if self.index.insert(key, slot, flags).is_ok() {
+                let dirty = i32::from(flags.dirty());
+                self.segs.count(self.map.segment_of(*old), -1, -dirty);
+                self.segs.count(seg, 1, dirty);
+            }
+        }
+    }
+
+    /// Once the copies are durable and nothing dirty or in flight is left, the mark may go.
+    fn reclaim_settle<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, ordinal: Option<u64>) {
+        let waits = |kind: LogStream, ordinal: Option<u64>| {
+            ordinal.is_some_and(|at| self.streams[usize::from(kind.code())].durable <= at)
+        };
+        if waits(LogStream::Reinsert, ordinal) || waits(LogStream::Journal, self.reclaim.journal) {
+            return;
+        }
+        let seg = self.reclaim.seg;
+        if self.segs.get(seg).is_some_and(|s| s.dirty > 0) {
+            // What was in flight, or found no room, once more.
+            if let Some(log) = self.reclaim.log.take() {
+                self.reclaim.keep.clear();
+                self.reclaim.next = 0;
+                self.sort_out(seg, &log);
+                self.reclaim.keep.retain(|keep| keep.dirty);
+                self.reclaim.log = Some(log);
+                self.reclaim.ordinal = None;
+                self.reclaim.phase = Phase::Copy;
+            }
+            return;
+        }
+        if self.replaced_in_flight(seg) {
+            return;
+        }
+        let ticket = self.flush_ticket();
+        self.flush_pump(cx.now);
+        self.reclaim.phase = Phase::Before(ticket);
+    }
+
+    /// Whether a write in flight replaces a block that is current here.
+    fn replaced_in_flight(&mut self, seg: u32) -> bool {
+        if self.hold.is_empty() {
+            return false;
+        }
+        let Some(log) = self.reclaim.log.take() else { return false };
+        let mut found = false;
+        for (record, _) in log.iter().filter(|(record, _)| record.kind.has_data()) {
+            let Some(place) = self.vols.place_of(record.volume, record.generation) else { continue };
+            let first = self.map.slot(seg, record.slot);
+            for (slot, block) in (first..).zip(record.block..record.block + u64::from(record.blocks)) {
+                let claim = Claim { volume: place, first: block, blocks: 1, mode: Mode::Exclusive, token: 0 };
+                let current = self.vols.key(place, block).and_then(|key| self.index.get(key));
+                if current.is_some_and(|entry| entry.slot == slot) && !self.hold.is_free(&claim) {
+                    found = true;
+                }
+            }
+        }
+        self.reclaim.log = Some(log);
+        found
+    }
+
+    fn mark<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
+        let seg = self.reclaim.seg;
+        let Some(mut buf) = self.alloc(cx, BLOCK) else { return };
+        let built = (|| {
+            let name = self.segment_name(seg)?;
+            let seal = self.segs.get(seg)?.seal;
+            let out = buf.as_mut_slice()?.first_chunk_mut::<FORMAT_BLOCK>()?;
+            FreeMark { name, seal }.encode(out);
+            self.map.segment_offset(seg)
+        })();
+        let Some(start) = built else { return };
+        let at = start + u64::from(self.map.geometry().mark_slot()) * BLOCK;
+        self.stats.mark_bytes += BLOCK;
+        self.reclaim.phase = Phase::Mark;
+        self.cache_op(cx.now, What::FreeMark { seg }, Op::write(0, at, BLOCK, buf));
+    }
+
+    pub(super) fn mark_done<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        result: Result<(), DeviceError>,
+    ) {
+        match result {
+            Ok(()) => {
+                let ticket = self.flush_ticket();
+                self.flush_pump(cx.now);
+                self.reclaim.phase = Phase::After(ticket);
+            }
+            Err(error) => {
+                self.mark_errors += 1;
+                let last = self.mark_errors >= 3;
+                self.cache_error(cx, error, last);
+                self.reclaim.phase = Phase::Before(0);
+            }
+        }
+    }
+
+    /// The mark is durable: what is still named here leaves the index, and the segment is free.
+    fn reclaim_end(&mut self) {
+        let seg = self.reclaim.seg;
+        self.mark_errors = 0;
+        if let Some(log) = self.reclaim.log.take() {
+            for (record, _) in log.iter().filter(|(record, _)| record.kind.has_data()) {
+                let first = self.map.slot(seg, record.slot);
+                for (slot, at) in (first..).zip(0..u64::from(record.blocks)) {
+                    let Some(key) = Key::new(record.volume, record.block + at) else { continue };
+                    if let Some(flags) = self.index.remove_if_slot(key, slot) {
+                        self.reclaim.evicted += 1;
+                        let place = self.vols.place_of(record.volume, record.generation);
+                        self.uncount(place.unwrap_or(u16::MAX), Entry { slot, flags });
+                    }
+                }
+            }
+            self.reclaim.log = Some(log);
+        }
+        self.reclaim.segments += 1;
+        self.segs.freed(seg);
+        self.reclaim.phase = Phase::Idle;
+    }
+
+    /// A clean block does not match its CRC: it is not read again. Its entry stays until a fill
+    /// replaces it, because the record is still on the device.
+    pub(super) fn drop_bad(&mut self, place: u16, block: u64, slot: u32) {
+        let Some(key) = self.vols.key(place, block) else { return };
+        self.index.update_if_slot(key, slot, |flags| flags.with_spare(flags.spare() | spare::BAD));
+        self.tier.invalidate(key);
+    }
+}

@@ -1,0 +1,194 @@
+//! What the engine counts and what state it is in, for `stat` and for people.
+
+use super::types::{BLOCK, CacheMode};
+use super::Engine;
+use crate::policy::PolicyStats;
+use crate::tier::TierStats;
+use forebay_io::{Buf, DeviceError, Duration, Instant, Lsn, VolumeId};
+
+/// Counts since the engine was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Blocks read from the cache device for hosts.
+    pub hits: u64,
+    /// Blocks read from the memory tier for hosts.
+    pub tier_hits: u64,
+    /// Blocks that were ranges of zeroes.
+    pub zero_hits: u64,
+    /// Blocks read from backing devices for hosts.
+    pub misses: u64,
+    /// Blocks that entered the cache by a miss.
+    pub fills: u64,
+    /// Bytes of host data placed in the journal.
+    pub host_bytes: u64,
+    /// Bytes written to the cache device by the journal, fill and reinsert logs, headers included.
+    pub log_bytes: [u64; 3],
+    /// Bytes of footers written.
+    pub footer_bytes: u64,
+    /// Bytes of free marks written.
+    pub mark_bytes: u64,
+    /// Blocks destaged.
+    pub destaged: u64,
+    /// Reads of the cache device whose data was not what was written.
+    pub bad_reads: u64,
+    /// Footers that could not be read back.
+    pub lost_footers: u64,
+    /// Errors of the cache device.
+    pub cache_errors: u64,
+    /// Times that a request waited for room in the log.
+    pub stalls: u64,
+    /// Writes delayed near the dirty bound.
+    pub throttled: u64,
+    /// Blocks that the index had no place for (never, by its bounds).
+    pub index_full: u64,
+}
+
+/// The state of an engine.
+#[derive(Clone, Debug)]
+pub struct EngineStats {
+    /// Counts.
+    pub counts: Counts,
+    /// The memory tier's.
+    pub tier: TierStats,
+    /// The policy's.
+    pub policy: PolicyStats,
+    /// Dirty bytes.
+    pub dirty_bytes: u64,
+    /// Dirty bytes allowed.
+    pub dirty_limit: u64,
+    /// Age of the oldest dirty data.
+    pub oldest_dirty: Option<Duration>,
+    /// Segments, and free ones.
+    pub segments: u64,
+    /// Free segments.
+    pub free_segments: u64,
+    /// Segments reclaimed, blocks moved and evicted by it.
+    pub reclaimed: [u64; 3],
+    /// Blocks in the index.
+    pub cached_blocks: u64,
+    /// Bytes written to backing devices by destage.
+    pub destaged_bytes: u64,
+    /// Backing writes that destage keeps in flight.
+    pub destage_window: usize,
+    /// Since when and why the cache device counts as failed.
+    pub cache_failed: Option<(Instant, DeviceError)>,
+    /// Since when the cache device does not answer.
+    pub cache_hanging: Option<Instant>,
+    /// Bytes of memory of index, folds, policy, hazards and tier, pages not included.
+    pub memory_bytes: u64,
+    /// Requests in the engine.
+    pub requests: u64,
+}
+
+/// The state of a volume.
+#[derive(Clone, Debug)]
+pub struct VolumeStats {
+    /// Its mode now.
+    pub mode: CacheMode,
+    /// Where a switch goes; the same as `mode` while there is none.
+    pub target: CacheMode,
+    /// Dirty bytes in the cache: what a drain or a switch has left to do.
+    pub dirty_bytes: u64,
+    /// Ranges of zeroes that wait for destage.
+    pub zero_ranges: u64,
+    /// Dirty bytes that cannot be read back.
+    pub lost_bytes: u64,
+    /// Whether a drain is under way.
+    pub draining: bool,
+    /// Last committed number.
+    pub committed: Lsn,
+    /// Last number given out.
+    pub last: Lsn,
+    /// Since when and why the backing device fails.
+    pub backing_failing: Option<(Instant, DeviceError)>,
+    /// Since when the backing device does not answer.
+    pub backing_hanging: Option<Instant>,
+    /// Errors of the backing device.
+    pub backing_errors: u64,
+    /// Requests in the engine.
+    pub requests: u64,
+    /// Operations on the backing device under way.
+    pub backing_ops: u64,
+}
+
+impl<B: Buf> Engine<B> {
+    /// The engine's state.
+    #[must_use]
+    pub fn stats(&self, now: Instant) -> EngineStats {
+        EngineStats {
+            counts: self.stats,
+            tier: self.tier.stats(),
+            policy: self.policy.stats(),
+            dirty_bytes: self.dirty * BLOCK,
+            dirty_limit: self.dirty_limit(),
+            oldest_dirty: self.segs.oldest_dirty().map(|at| now.since(at)),
+            segments: self.segs.len() as u64,
+            free_segments: self.segs.free_count() as u64,
+            reclaimed: [self.reclaim.segments, self.reclaim.moved, self.reclaim.evicted],
+            cached_blocks: self.index.len() as u64,
+            destaged_bytes: self.destage.bytes,
+            destage_window: self.destage.window(),
+            cache_failed: self.cache_failed,
+            cache_hanging: self.cache_hanging,
+            memory_bytes: (self.index.memory_bytes()
+                + self.folds.memory_bytes()
+                + self.policy.memory_bytes()
+                + self.hold.memory_bytes()
+                + self.backing.memory_bytes()
+                + self.tier.memory_bytes()) as u64,
+            requests: self.reqs.len() as u64,
+        }
+    }
+
+    /// A volume's state.
+    #[must_use]
+    pub fn volume_stats(&self, id: VolumeId) -> Option<VolumeStats> {
+        let vol = self.vols.get(self.vols.find(id)?)?;
+        Some(VolumeStats {
+            mode: vol.mode,
+            target: vol.target,
+            dirty_bytes: vol.dirty * BLOCK,
+            zero_ranges: vol.ranges.len() as u64,
+            lost_bytes: vol.lost_blocks * BLOCK,
+            draining: vol.draining,
+            committed: Lsn(vol.committed),
+            last: Lsn(vol.next_lsn - 1),
+            backing_failing: vol.health.failing,
+            backing_hanging: vol.health.hanging,
+            backing_errors: vol.health.errors,
+            requests: vol.requests,
+            backing_ops: vol.backing_ops,
+        })
+    }
+
+
+    /// Why a volume does not do what one might expect of it now, in words; `None` while all is well.
+    #[must_use]
+    pub fn cause(&self, id: VolumeId, now: Instant) -> Option<String> {
+        let vol = self.vols.get(self.vols.find(id)?)?;
+        let since = |at: Instant| now.since(at).as_secs();
+        if let Some((at, error)) = self.cache_failed {
+            return Some(format!("the cache device failed {} s ago: {error}", since(at)));
+        }
+        if let Some(at) = vol.health.hanging {
+            return Some(format!("the backing device has not answered for {} s", since(at)));
+        }
+        if let Some((at, error)) = vol.health.failing {
+            return Some(format!(
+                "the backing device fails since {} s: {error}; {} KiB are kept dirty in the cache",
+                since(at),
+                vol.dirty * BLOCK / 1024
+            ));
+        }
+        if vol.lost_blocks > 0 {
+            return Some(format!("{} dirty blocks cannot be read back", vol.lost_blocks));
+        }
+        if let Some(at) = self.cache_hanging {
+            return Some(format!("the cache device has not answered for {} s", since(at)));
+        }
+        if self.dirty_level() >= 1000 {
+            return Some("the cache is full of dirty data; writes wait for destage".to_owned());
+        }
+        None
+    }
+}

@@ -1,0 +1,200 @@
+//! A volume in the engine.
+
+use super::mode::Switch;
+use super::slab::Handle;
+use super::types::{BLOCK, CacheMode, OnFailure};
+use crate::format::record::Kind;
+use crate::index::Key;
+use crate::ranges::RangeMap;
+use crate::sequential::Sequential;
+use forebay_io::{BlockError, DeviceError, DeviceInfo, Duration, Epoch, Instant, Uuid, VolumeId};
+use std::collections::VecDeque;
+
+/// The engine's spare bits of an index entry.
+pub(super) mod spare {
+    /// Dirty, but the backing device took it and only its flush is missing.
+    pub(in crate::engine) const WRITTEN: u8 = 1;
+    /// Dirty, and cannot be read back.
+    pub(in crate::engine) const BAD: u8 = 2;
+}
+
+/// A record that is placed and not committed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pending {
+    pub(super) req: Handle,
+    pub(super) kind: Kind,
+    pub(super) block: u64,
+    pub(super) blocks: u64,
+    /// Slot of the first block, over all segments.
+    pub(super) slot: u32,
+    pub(super) seg: u32,
+    /// The request's last record.
+    pub(super) last: bool,
+}
+
+/// How a backing device does.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Health {
+    /// Since when it fails, and how.
+    pub(super) failing: Option<(Instant, DeviceError)>,
+    /// Next try.
+    pub(super) retry_at: Instant,
+    pub(super) backoff: Duration,
+    /// Since when an operation has been without an answer for too long.
+    pub(super) hanging: Option<Instant>,
+    pub(super) probing: bool,
+    pub(super) errors: u64,
+}
+
+/// A volume.
+pub(super) struct Volume {
+    pub(super) id: VolumeId,
+    /// Its index in records and in the index of blocks: another one after its cache was forgotten.
+    pub(super) index: u16,
+    /// Its cache generation, stamped into records.
+    pub(super) generation: u32,
+    /// Seed of its CRCs.
+    pub(super) key: u64,
+    pub(super) uuid: Uuid,
+    pub(super) name: String,
+    pub(super) epoch: Epoch,
+    pub(super) size: u64,
+    pub(super) block_size: u32,
+    pub(super) backing: DeviceInfo,
+    pub(super) mode: CacheMode,
+    pub(super) target: CacheMode,
+    pub(super) switch: Switch,
+    pub(super) on_failure: OnFailure,
+    /// May be served: the superblock knows it.
+    pub(super) attached: bool,
+    /// Reads consult the cache; `false` in pass-through.
+    pub(super) caching: bool,
+    pub(super) detaching: bool,
+    pub(super) draining: bool,
+    pub(super) next_lsn: u64,
+    pub(super) persisted: u64,
+    pub(super) committed: u64,
+    pub(super) pending: VecDeque<Pending>,
+    pub(super) ranges: RangeMap,
+    /// Dirty blocks in the index.
+    pub(super) dirty: u64,
+    pub(super) lost_blocks: u64,
+    pub(super) sequential: Sequential,
+    pub(super) health: Health,
+    /// Operations on the backing device.
+    pub(super) backing_ops: u64,
+    /// Requests in the engine.
+    pub(super) requests: u64,
+    /// Writes to the backing device since its last flush began, beside destage.
+    pub(super) unflushed: bool,
+}
+
+impl Volume {
+    /// Where blocks are on the backing device, clipped to its end: offset and length in bytes.
+    pub(super) fn backing_range(&self, block: u64, blocks: u64) -> (u64, u64) {
+        let start = block.saturating_mul(BLOCK).min(self.size);
+        let end = block.saturating_add(blocks).saturating_mul(BLOCK).min(self.size);
+        (start, end - start)
+    }
+
+    /// Why a miss cannot be asked of the backing device now.
+    pub(super) fn refuses_reads(&self) -> Option<BlockError> {
+        let down = self.health.hanging.is_some()
+            || matches!(self.health.failing, Some((_, DeviceError::Gone)));
+        (down && self.on_failure == OnFailure::Fail && self.health.probing)
+            .then_some(BlockError::NotReady)
+    }
+
+    /// Cache blocks of the volume, the last one perhaps in part.
+    pub(super) const fn blocks(&self) -> u64 {
+        self.size.div_ceil(BLOCK)
+    }
+
+    /// Whether writes go through the log.
+    pub(super) fn journals(&self) -> bool {
+        matches!(self.mode, CacheMode::WriteBack | CacheMode::WriteThrough)
+    }
+
+    /// Nothing is dirty and no record waits for commit.
+    pub(super) fn clean(&self) -> bool {
+        self.dirty == 0 && self.pending.is_empty() && self.ranges.iter().all(|range| !range.dirty)
+    }
+}
+
+/// The volumes, each in a place that it keeps while it is here. (Not the index of the volume table:
+/// that changes when a volume's cache is forgotten.)
+#[derive(Default)]
+pub(super) struct Volumes {
+    list: Vec<Option<Box<Volume>>>,
+    by_id: Vec<u16>,
+}
+
+impl Volumes {
+    pub(super) fn get(&self, index: u16) -> Option<&Volume> {
+        self.list.get(usize::from(index))?.as_deref()
+    }
+
+    pub(super) fn get_mut(&mut self, index: u16) -> Option<&mut Volume> {
+        self.list.get_mut(usize::from(index))?.as_deref_mut()
+    }
+
+    pub(super) fn find(&self, id: VolumeId) -> Option<u16> {
+        let index = *self.by_id.get(id.0 as usize)?;
+        (index != u16::MAX).then_some(index)
+    }
+
+    /// The index key of a volume's block.
+    pub(super) fn key(&self, place: u16, block: u64) -> Option<Key> {
+        Key::new(self.get(place)?.index, block)
+    }
+
+    /// The place of the volume whose records have this index and generation.
+    pub(super) fn place_of(&self, index: u16, generation: u32) -> Option<u16> {
+        let found = self.iter().find(|(_, v)| v.index == index && v.generation == generation);
+        found.map(|(place, _)| place)
+    }
+
+    pub(super) fn of_index(&mut self, index: u16, generation: u32) -> Option<&mut Volume> {
+        let place = self.place_of(index, generation)?;
+        self.get_mut(place)
+    }
+
+    /// A place for one more.
+    pub(super) fn vacancy(&self) -> Option<u16> {
+        let at = self.list.iter().position(Option::is_none).unwrap_or(self.list.len());
+        u16::try_from(at).ok()
+    }
+
+    pub(super) fn put(&mut self, index: u16, volume: Volume) {
+        let id = volume.id.0 as usize;
+        if self.by_id.len() <= id {
+            self.by_id.resize(id + 1, u16::MAX);
+        }
+        self.by_id[id] = index;
+        if self.list.len() <= usize::from(index) {
+            self.list.resize_with(usize::from(index) + 1, || None);
+        }
+        self.list[usize::from(index)] = Some(Box::new(volume));
+    }
+
+    pub(super) fn take(&mut self, index: u16) -> Option<Box<Volume>> {
+        let volume = self.list.get_mut(usize::from(index))?.take()?;
+        if let Some(place) = self.by_id.get_mut(volume.id.0 as usize) {
+            *place = u16::MAX;
+        }
+        Some(volume)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u16, &Volume)> {
+        (0u16..).zip(&self.list).filter_map(|(index, vol)| Some((index, vol.as_deref()?)))
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (u16, &mut Volume)> {
+        (0u16..).zip(&mut self.list).filter_map(|(index, vol)| Some((index, vol.as_deref_mut()?)))
+    }
+
+    /// One above the highest index ever used.
+    pub(super) fn bound(&self) -> u16 {
+        u16::try_from(self.list.len()).unwrap_or(u16::MAX)
+    }
+}

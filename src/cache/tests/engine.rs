@@ -1,0 +1,67 @@
+//! The engine against simulated devices: hard cases of the design by name, random runs against a
+//! model, crashes.
+
+mod harness;
+
+use forebay_cache::engine::{CacheMode, Limits};
+use forebay_io::{Duration, Outcome, RequestOp};
+use harness::{Setup, World};
+
+const ALL: [CacheMode; 4] =
+    [CacheMode::PassThrough, CacheMode::WriteAround, CacheMode::WriteThrough, CacheMode::WriteBack];
+
+#[test]
+fn a_write_is_read_back_in_every_mode() {
+    for mode in ALL {
+        for unit in [512, 4096] {
+            let setup = Setup { volumes: vec![(1 << 20, unit, mode)], ..Setup::default() };
+            let mut world = World::new(1, setup);
+            for at in 0..16 {
+                world.write(0, at * 8192, 8192);
+            }
+            world.check_all(0);
+            world.check_all(0);
+            world.drain(0);
+            world.check_backing(0);
+        }
+    }
+}
+
+#[test]
+fn random_requests_agree_with_a_flat_model() {
+    let seeds: u64 = std::env::var("SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(120);
+    let from: u64 = std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
+    for seed in from..from + seeds {
+        let unit = if seed % 2 == 0 { 512 } else { 4096 };
+        let mode = ALL[(seed / 2 % 4) as usize];
+        let odd = if unit == 512 { 512 * 3 } else { 0 };
+        let setup = Setup {
+            volumes: vec![((1 << 20) + odd, unit, mode)],
+            cache_bytes: 5 << 20,
+            tier_pages: if seed % 3 == 0 { 0 } else { 16 },
+            write_zeroes: seed % 5 != 0,
+            commit_delay: if seed % 7 == 0 { 200_000 } else { 0 },
+            limits: Limits { dirty_age: Duration::from_millis(5), ..Limits::default() },
+            ..Setup::default()
+        };
+        println!("seed {seed} unit {unit} mode {mode:?}");
+        let mut world = World::new(seed, setup);
+        for _ in 0..400 {
+            while world.asked.len() > 16 {
+                world.step();
+            }
+            world.random_op(0);
+            if world.rng.below(4) == 0 {
+                world.step();
+            }
+        }
+        world.quiesce();
+        world.check_all(0);
+        world.drain(0);
+        world.check_backing(0);
+        assert_eq!(world.backing[0].overlaps, 0, "overlapping writes of the backing device");
+        assert_eq!(world.failures, 0);
+        assert!(world.reads_checked > 50);
+    }
+    let _ = (Outcome::Done, RequestOp::Flush);
+}
