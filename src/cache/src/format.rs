@@ -69,3 +69,14 @@ pub const BLOCK: usize = 4096;
 pub const BLOCK_U64: u64 = 4096;
 /// The version of the format that this code writes and reads.
 pub const VERSION: u16 = 1;
+
+#[cfg(test)]
+pub(crate) mod test_support {
+    /// Puts the right CRC32C at byte 8 of a structure that a test has changed.
+    pub(crate) fn fix_crc(bytes: &mut [u8]) {
+        super::bytes::put_crc(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests;

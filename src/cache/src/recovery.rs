@@ -26,6 +26,8 @@ pub mod transfer;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::test_volume;
 
 pub use outcome::{
     Lost, Recovered, RecoveredRange, RecoveredVolume, RecoveryError, SegmentInfo, SegmentState,

@@ -4,7 +4,7 @@
 use super::batch::{Crcs, RecordIter, SegmentName};
 use super::bytes::{Reader, put_crc, put_u16, put_u32, put_u64, sound};
 use super::geometry::LogStream;
-use super::record::{CRC_BYTES, RECORD_BYTES, Record};
+use super::record::{CRC_BYTES, Kind, RECORD_BYTES, Record};
 use super::segment_log::SegmentLog;
 use super::{BLOCK, VERSION};
 use forebay_io::Uuid;
@@ -151,7 +151,7 @@ impl Writer<'_> {
             }
             if fate != Keep::Dead {
                 let run = Record {
-                    clean: fate == Keep::Clean,
+                    clean: fate == Keep::Clean && record.kind == Kind::Write,
                     block: record.block + u64::from(from),
                     blocks: end - from,
                     slot: record.slot + u16::try_from(from).ok()?,
@@ -160,7 +160,7 @@ impl Writer<'_> {
                 let crcs = crcs.get(usize::try_from(from).ok()?..usize::try_from(end).ok()?)?;
                 self.put(&run, crcs)?;
                 self.live += end - from;
-                self.dirty += if fate == Keep::Dirty { end - from } else { 0 };
+                self.dirty += if run.dirty() { end - from } else { 0 };
             }
             from = end;
         }

@@ -154,9 +154,9 @@ impl SegmentLog {
         self.crcs.truncate(end);
     }
 
-    /// Changes every CRC, so that no data match any more.
+    /// Changes every CRC, and its fold to 16 bits, so that no data match any more.
     pub(crate) fn poison(&mut self) {
-        self.crcs.iter_mut().for_each(|crc| *crc = !*crc);
+        self.crcs.iter_mut().for_each(|crc| *crc ^= 0xffff);
     }
 
     /// Bytes of memory held.

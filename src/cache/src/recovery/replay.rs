@@ -26,7 +26,8 @@ pub(super) struct Source {
     pub(super) seq: u64,
     /// It has no footer.
     pub(super) scanned: bool,
-    /// All its batches were durable and its records committed: a footer was begun.
+    /// It is certain that all before it in its stream was durable: a footer was begun, or a later
+    /// header says so.
     pub(super) complete: bool,
     /// Its footer was relied on once and is damaged: its records may be older than what was freed.
     pub(super) suspect: bool,

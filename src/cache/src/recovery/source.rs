@@ -55,6 +55,7 @@ struct Active {
     source: Source,
     log: SegmentLog,
     group: usize,
+    stream: usize,
 }
 
 /// A data area that is read block by block.
@@ -313,7 +314,8 @@ impl Sources {
             let count = u32::try_from(self.active.len()).unwrap_or(u32::MAX);
             return Err(RecoveryError::TooManyOpen(count));
         }
-        self.active.insert(segment, Active { source, log, group: 0 });
+        let stream = stream(&entry.name);
+        self.active.insert(segment, Active { source, log, group: 0, stream });
         self.queue(segment);
         Ok(Step::Progress)
     }
@@ -338,10 +340,14 @@ impl Sources {
 
     fn apply_group(&mut self, segment: u32, replay: &mut Replay) -> Result<(), RecoveryError> {
         if let Some(active) = self.active.get_mut(&segment)
-            && let Some((_, entries)) = active.log.group(active.group)
+            && let Some((number, entries)) = active.log.group(active.group)
         {
+            // All before it in its stream was durable: where an LSN is missing, that is damage.
+            let below = self.durable_below.get(active.stream).copied().unwrap_or(0);
+            let source =
+                Source { complete: active.source.complete || number <= below, ..active.source };
             for (record, crcs) in entries.filter_map(|entry| active.log.get(entry)) {
-                replay.apply(&active.source, record, crcs).map_err(RecoveryError::Index)?;
+                replay.apply(&source, record, crcs).map_err(RecoveryError::Index)?;
             }
             active.group += 1;
         }

@@ -1,6 +1,6 @@
 //! A world for one engine: simulated devices that complete out of order, a host with a model of
 //! what each sector may hold, crashes that drop and tear what was in flight.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 pub mod disk;
 pub mod model;
@@ -356,6 +356,7 @@ impl World {
     fn take_done(&mut self, tag: u64, outcome: Outcome, pieces: &[Piece<HeapBuf>]) {
         let asked = self.asked.remove(&tag).expect("a request ends once");
         self.done.insert(tag, outcome);
+        let horizon = self.asked.values().map(|a| a.start).min().unwrap_or(self.now).min(asked.start);
         let model = &mut self.model[asked.volume];
         match (asked.op, outcome) {
             (RequestOp::Read, Outcome::Done) => {
@@ -374,11 +375,11 @@ impl World {
                 Outcome::Done,
             ) => {
                 self.writes_acked += 1;
-                model.ended(asked.offset, asked.len, asked.write, self.now);
+                model.ended(asked.offset, asked.len, asked.write, self.now, horizon);
             }
             (RequestOp::CompareAndWrite, Outcome::Done) => {
                 assert_ne!(asked.expect, Some(false), "a compare that must fail succeeded: {asked:?}");
-                model.ended(asked.offset, asked.len, asked.write, self.now);
+                model.ended(asked.offset, asked.len, asked.write, self.now, horizon);
             }
             (RequestOp::CompareAndWrite, Outcome::Failed(BlockError::CompareFailed)) => {
                 assert_ne!(asked.expect, Some(true), "a compare that must succeed failed: {asked:?}");

@@ -54,19 +54,26 @@ impl Model {
         }
     }
 
-    pub fn ended(&mut self, offset: u64, len: u64, write: u64, now: u64) {
+    /// A change was acknowledged. Everything that is under way began at `horizon` or later.
+    pub fn ended(&mut self, offset: u64, len: u64, write: u64, now: u64, horizon: u64) {
         for at in Self::range(offset, len) {
             let sector = &mut self.sectors[at];
-            let mut start = None;
             for change in sector.iter_mut().filter(|change| change.write == write) {
                 change.end = Some(now);
-                start = change.certain.then_some(change.start);
             }
-            // What ended before this one began cannot be seen any more.
-            if let Some(start) = start {
-                sector.retain(|change| change.write == write || change.end.is_none_or(|end| end >= start));
-            }
+            let all = sector.clone();
+            sector.retain(|change| !Self::dead(&all, change, horizon));
         }
+    }
+
+    /// Whether a read that began at `start` cannot see a change: another one began after it ended,
+    /// and ended before the read began.
+    fn dead(all: &VecDeque<Change>, c: &Change, start: u64) -> bool {
+        all.iter().any(|other| {
+            other.certain
+                && c.end.is_some_and(|end| other.start > end)
+                && other.end.is_some_and(|end| end < start)
+        })
     }
 
     /// A compare-and-write that found a difference.
@@ -91,16 +98,8 @@ impl Model {
             let Some(seen) = seen else {
                 panic!("sector {place} at {now}: holds write {write} (zero {zero}), may hold {history:?}");
             };
-            // Dead if another one began after it ended, and ended before this read began.
-            let dead = |c: &Change| {
-                history.iter().any(|other| {
-                    other.certain
-                        && c.end.is_some_and(|end| other.start > end)
-                        && other.end.is_some_and(|end| end < start)
-                })
-            };
             let alive = history.iter().any(|c| {
-                (if zero { c.zero } else { !c.zero && c.write == write }) && !dead(c)
+                (if zero { c.zero } else { !c.zero && c.write == write }) && !Self::dead(history, c, start)
             });
             assert!(alive, "sector {place} at {now}: holds write {write}, which is overwritten: {history:?}, seen {seen:?}");
         }
@@ -111,8 +110,12 @@ impl Model {
         let mut data = Vec::new();
         for at in Self::range(offset, len) {
             let sector = &self.sectors[at];
-            let only = sector.back().filter(|_| sector.len() == 1)?;
+            let mut alive = sector.iter().filter(|c| !Self::dead(sector, c, u64::MAX));
+            let only = alive.next()?;
             only.end?;
+            if alive.next().is_some() {
+                return None;
+            }
             if only.zero {
                 data.extend_from_slice(&[0; 512]);
             } else {
