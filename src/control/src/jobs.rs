@@ -310,6 +310,12 @@ impl JobTable {
         Ok(JobHandle { id, table: self.clone(), cancel, finished: false })
     }
 
+    /// Forgets a job that was refused before it did anything. Its number is not given again.
+    pub(crate) fn withdraw(&self, id: u64) {
+        self.0.lock().jobs.remove(&id);
+        self.0.changed.notify_all();
+    }
+
     /// The number that the next job gets.
     #[must_use]
     pub fn next_id(&self) -> u64 {

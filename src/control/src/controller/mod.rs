@@ -167,6 +167,7 @@ impl Controller {
         for KeptJob { id, work } in jobs {
             let begun = self.jobs.begin_as(id, work.clone()).and_then(|job| self.run(&work, job));
             if let Err(error) = begun {
+                self.jobs.withdraw(id);
                 failed.push((work, error));
             }
         }
@@ -255,6 +256,7 @@ impl Controller {
             })
             .and_then(|()| self.run(&work, job));
         if let Err(error) = begun {
+            self.jobs.withdraw(id);
             inner.keeper.change(|state| *state = State { next_job, ..before })?;
             return Err(error);
         }
