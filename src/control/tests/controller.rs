@@ -1,4 +1,5 @@
 //! Commands against a node in memory: what is written down, when, and what a restart makes of it.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod support;
 

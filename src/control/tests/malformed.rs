@@ -1,5 +1,6 @@
 //! Ten thousand malformed requests and ten thousand malformed configuration files: none makes a
 //! panic, a hang or memory grow. Seeds are printed; a failing input is too.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The control socket, spoken to as clients do.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod support;
 

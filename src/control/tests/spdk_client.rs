@@ -1,5 +1,6 @@
 //! The published client of SPDK (PyPI: `spdk`, command `spdk-rpc`) against our server. Runs where
 //! the command is found, in `PATH` or named by `SPDK_RPC`; says so where it is not.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod support;
 

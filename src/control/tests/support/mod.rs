@@ -1,6 +1,7 @@
 //! A node in memory: keeps what it is told and reports it. Jobs end on a thread of their own, when
 //! the test lets them.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use forebay_control::controller::Prepared;
 use forebay_control::error::Result;
