@@ -22,7 +22,7 @@ const BATCH_FROM: u32 = 32;
 /// Longest wait of a fill for company.
 pub(super) const STAGED_MAX: Duration = Duration::from_millis(2);
 /// Free segments that fills do not take.
-const FILL_RESERVE: usize = 3;
+const FILL_RESERVE: usize = 4;
 /// Blocks of a miss that go to the memory tier one by one; more share too large a buffer.
 const TIER_BLOCKS: u32 = 4;
 

@@ -26,7 +26,7 @@ impl<B: Buf> Engine<B> {
             return;
         }
         let (offset, end) = (req.offset, req.offset + req.len);
-        let inner = (offset.next_multiple_of(BLOCK), if end == vol.size { end } else { end / BLOCK * BLOCK });
+        let inner = (offset.next_multiple_of(BLOCK), end / BLOCK * BLOCK);
         if deallocate {
             if inner.0 >= inner.1 {
                 self.finish(h, Outcome::Done);

@@ -14,7 +14,6 @@ use crate::format::footer::{FooterView, FreeMark};
 use crate::format::geometry::LogStream;
 use crate::format::record::{Kind, Record};
 use crate::format::segment_log::SegmentLog;
-use crate::hazard::{Claim, Mode};
 use crate::index::{Entry, Key};
 use crate::policy;
 use forebay_io::crc::block_crc;
@@ -311,8 +310,7 @@ impl<B: Buf> Engine<B> {
         if !good && !keep.dirty {
             return;
         }
-        let claim = Claim { volume: keep.place, first: block, blocks: 1, mode: Mode::Exclusive, token: 0 };
-        if !self.hold.is_free(&claim) {
+        if self.vols.get(keep.place).is_some_and(|vol| vol.in_flight(block, 1)) {
             // A newer version is in flight: it replaces this one, or this is asked again.
             if keep.dirty {
                 self.reclaim.keep.push(keep);
@@ -381,15 +379,8 @@ impl<B: Buf> Engine<B> {
                     blocks: u32::try_from(range.blocks).unwrap_or(record.blocks),
                     ..*record
                 };
-                let claim = Claim {
-                    volume: place,
-                    first: range.first,
-                    blocks: range.blocks,
-                    mode: Mode::Exclusive,
-                    token: 0,
-                };
                 // Without the blocks that have a newer version on its way: wait for that.
-                if !self.hold.is_free(&claim) {
+                if vol.in_flight(range.first, range.blocks) {
                     done = false;
                     continue;
                 }
@@ -450,26 +441,17 @@ impl<B: Buf> Engine<B> {
         self.reclaim.phase = Phase::Before(ticket);
     }
 
-    /// Whether a write in flight replaces a block that is current here.
-    fn replaced_in_flight(&mut self, seg: u32) -> bool {
-        if self.hold.is_empty() {
-            return false;
-        }
-        let Some(log) = self.reclaim.log.take() else { return false };
-        let mut found = false;
-        for (record, _) in log.iter().filter(|(record, _)| record.kind.has_data()) {
-            let Some(place) = self.vols.place_of(record.volume, record.generation) else { continue };
-            let first = self.map.slot(seg, record.slot);
-            for (slot, block) in (first..).zip(record.block..record.block + u64::from(record.blocks)) {
-                let claim = Claim { volume: place, first: block, blocks: 1, mode: Mode::Exclusive, token: 0 };
-                let current = self.vols.key(place, block).and_then(|key| self.index.get(key));
-                if current.is_some_and(|entry| entry.slot == slot) && !self.hold.is_free(&claim) {
-                    found = true;
-                }
-            }
-        }
-        self.reclaim.log = Some(log);
-        found
+    /// Whether a record that is placed and not committed replaces a block that is current here.
+    fn replaced_in_flight(&self, seg: u32) -> bool {
+        self.vols.iter().any(|(_, vol)| {
+            vol.pending.iter().any(|pending| {
+                (pending.block..pending.block + pending.blocks).any(|block| {
+                    Key::new(vol.index, block)
+                        .and_then(|key| self.index.get(key))
+                        .is_some_and(|entry| self.map.segment_of(entry.slot) == seg)
+                })
+            })
+        })
     }
 
     fn mark<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {

@@ -105,9 +105,10 @@ impl Volume {
             .then_some(BlockError::NotReady)
     }
 
-    /// Cache blocks of the volume, the last one perhaps in part.
-    pub(super) const fn blocks(&self) -> u64 {
-        self.size.div_ceil(BLOCK)
+    /// Whether a record of one of these blocks is placed and not committed.
+    pub(super) fn in_flight(&self, block: u64, blocks: u64) -> bool {
+        let overlaps = |p: &Pending| p.block < block.saturating_add(blocks) && block < p.block + p.blocks;
+        self.pending.iter().any(overlaps)
     }
 
     /// Whether writes go through the log.

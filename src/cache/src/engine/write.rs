@@ -16,7 +16,7 @@ const RECORD_MAX: u64 = 64;
 /// Blocks of one record of zeroes at most: the index is searched for each at commit.
 pub(super) const ZEROES_MAX: u64 = 4096;
 /// Free segments that host data does not take: marks and compaction need them.
-pub(super) const HOST_RESERVE: usize = 2;
+pub(super) const HOST_RESERVE: usize = 3;
 /// Write-zeroes up to this many blocks are written as data.
 const ZEROES_AS_DATA: u64 = 16;
 
