@@ -1,1 +1,21 @@
-//! Devices (io_uring, memory, remote NVMe-oF, slow and fault wrappers) and TCP transport for the reactor.
+//! Devices for the reactor, behind one closed enum and opened by URI.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`uri`] | device URIs: parsed once, with errors that say what is accepted |
+//! | [`any`] | [`AnyDevice`], and [`open`] |
+//! | [`mem`] | `mem:` memory of this process |
+//! | [`uring`] | `uring:` files and block devices through io_uring |
+//! | [`slow`] | `slow:URI` a device with added latency |
+//! | [`fault`] | `fault:URI` a device that fails on request |
+
+pub mod any;
+pub mod fault;
+pub mod mem;
+pub mod slow;
+pub mod uri;
+pub mod uring;
+
+pub use any::{AnyDevice, DriverContext, OpenError, open};
+pub use fault::{Fault, FaultHandle, FaultOps};
+pub use uri::{DeviceUri, UriError};
