@@ -50,7 +50,7 @@
 //!    other, each time with the next generation number; it may be relied on after both. So either
 //!    copy alone is enough.
 //! 10. **Incarnation.** Nothing is written before a superblock with the next incarnation is
-//!    durable: [`crate::recovery`] does that, after it has sealed what was open.
+//!     durable: [`crate::recovery`] does that, after it has sealed what was open.
 
 pub mod batch;
 mod bytes;

@@ -245,7 +245,6 @@ impl Numbers {
     }
 
     /// A fresh number.
-    #[expect(clippy::should_implement_trait, reason = "it never ends, so it is no iterator")]
     pub const fn next(&mut self) -> u64 {
         let number = self.next;
         self.next = self.next.saturating_add(1);

@@ -377,7 +377,11 @@ fn the_footer_has_room_for_all_that_a_log_takes_however_it_is_split() {
         }
         let mut out = vec![0; geometry.footer_bytes()];
         let fate = |record: &Record, index: u32| {
-            if (u32::from(record.slot) + index) % 2 == 0 { Keep::Clean } else { Keep::Dirty }
+            if (u32::from(record.slot) + index).is_multiple_of(2) {
+                Keep::Clean
+            } else {
+                Keep::Dirty
+            }
         };
         let built = build_footer(&mut out, &log, &name(), 1 << 50, fate).unwrap();
         assert!(FooterView::parse(&out[..built.bytes]).is_some(), "{slots} slots");

@@ -66,13 +66,11 @@ fn every_prefix_and_every_single_write_of_a_recovery_leaves_the_same() {
         }
     }
     // The footers are written without an order between them.
-    for only in 0..writes.len() {
+    for (offset, bytes) in &writes[..3] {
         let mut one = writer.disk.clone();
-        one.write(writes[only].0, &writes[only].1);
-        if only < 3 {
-            assert_eq!(summary(&one), expected, "only {only}");
-            images += 1;
-        }
+        one.write(*offset, bytes);
+        assert_eq!(summary(&one), expected, "only the footer at {offset}");
+        images += 1;
     }
     assert!(images >= 90, "{images}");
 }

@@ -142,7 +142,6 @@ struct Open {
 pub(super) struct Ready {
     pub(super) offset: u64,
     pub(super) bytes: Vec<u8>,
-    pub(super) number: u64,
 }
 
 /// One record to be placed: without data `None`.
@@ -331,7 +330,7 @@ impl Writer {
         open.used = u16::try_from(builder.next_slot()).unwrap();
         assert_eq!(builder.end(), bytes.len());
         builder.finish(&mut bytes, &mut open.log, number, self.durable_below.min(number));
-        (Ready { offset: at, bytes, number }, slots)
+        (Ready { offset: at, bytes }, slots)
     }
 
     /// Makes a batch and writes it.
@@ -370,7 +369,7 @@ impl Writer {
         bytes.truncate(built.unwrap().bytes);
         let offset = map.segment_offset(open.segment).unwrap()
             + u64::from(geometry.footer_slot()) * BLOCK_U64;
-        (Ready { offset, bytes, number: seal }, open.segment, seal)
+        (Ready { offset, bytes }, open.segment, seal)
     }
 
     /// Seals with everything kept as it was placed.
