@@ -399,7 +399,7 @@ impl<B: Buf> Engine<B> {
             _ => outcome,
         };
         let (place, tag, parent) = (req.volume, req.tag, req.parent);
-        let (claim, backing) = (req.claim.take(), req.backing.take());
+        let (claim, backing, counted) = (req.claim.take(), req.backing.take(), req.counted);
         (req.data, req.second) = (None, None);
         let mut count = 0;
         if outcome == Outcome::Done && req.op == RequestOp::Read {
@@ -429,6 +429,7 @@ impl<B: Buf> Engine<B> {
         self.reqs.free(h);
         if let Some(vol) = self.vols.get_mut(place) {
             vol.requests -= 1;
+            vol.journaling -= u64::from(counted);
         }
         if let Some(id) = claim {
             self.release_hold(id);

@@ -280,6 +280,7 @@ impl<B: Buf> Engine<B> {
             health: Health::default(),
             backing_ops: 0,
             requests: 0,
+            journaling: 0,
             unflushed: true,
         }
     }
@@ -424,11 +425,11 @@ impl<B: Buf> Engine<B> {
                 // From now on writes bypass the log, and hold where a block is still dirty.
                 Some((Switch::Settling, CacheMode::WriteAround))
             }
-            Switch::Settling if vol.clean() && target == CacheMode::PassThrough => {
+            Switch::Settling if vol.clean() && vol.journaling == 0 && target == CacheMode::PassThrough => {
                 let ticket = self.forget(place);
                 Some((Switch::Forgetting(ticket), CacheMode::WriteAround))
             }
-            Switch::Settling if vol.clean() => None,
+            Switch::Settling if vol.clean() && vol.journaling == 0 => None,
             Switch::Forgetting(ticket) if self.supers.passed(ticket) => None,
             _ => return,
         };

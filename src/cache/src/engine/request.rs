@@ -73,6 +73,8 @@ pub(super) struct Req<B> {
     pub(super) delayed: bool,
     /// This request bypasses the log (write-around or pass-through).
     pub(super) bypass: bool,
+    /// Counted in its volume's `journaling`.
+    pub(super) counted: bool,
     /// Acknowledged only after the backing device has the data.
     pub(super) through: bool,
     /// `data` covers whole cache blocks: its edges were read and merged.
@@ -116,6 +118,7 @@ impl<B> Default for Req<B> {
             release: Instant(0),
             delayed: false,
             bypass: false,
+            counted: false,
             through: false,
             merged: false,
             sequential: false,

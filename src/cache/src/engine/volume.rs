@@ -85,6 +85,9 @@ pub(super) struct Volume {
     pub(super) backing_ops: u64,
     /// Requests in the engine.
     pub(super) requests: u64,
+    /// Requests that have been sent through the log and have not ended: the log may not be left
+    /// while there are any.
+    pub(super) journaling: u64,
     /// Writes to the backing device since its last flush began, beside destage.
     pub(super) unflushed: bool,
 }

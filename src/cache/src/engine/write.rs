@@ -66,7 +66,7 @@ impl<B: Buf> Engine<B> {
         let Some(vol) = self.vols.get(req.volume) else { return };
         let claimed = req.claim.is_some();
         let failed = self.cache_failed.is_some();
-        let bypass = failed || if claimed { req.bypass } else { !vol.journals() };
+        let bypass = failed || if claimed || req.counted { req.bypass } else { !vol.journals() };
         // With the cache gone, a part of a block whose rest is lost must not seem whole.
         let unit = if bypass && !failed { u64::from(vol.backing.block_size) } else { BLOCK };
         let edges = (req.offset | req.len) % unit != 0;
@@ -85,6 +85,13 @@ impl<B: Buf> Engine<B> {
             let exclusive = bypass || edges || compare;
             if let Some(req) = self.reqs.get_mut(h) {
                 (req.bypass, req.through) = (bypass, through);
+                if !bypass && !req.counted {
+                    req.counted = true;
+                    let place = req.volume;
+                    if let Some(vol) = self.vols.get_mut(place) {
+                        vol.journaling += 1;
+                    }
+                }
             }
             if !self.claim(cx, h, exclusive, inline) {
                 return;
