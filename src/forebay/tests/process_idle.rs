@@ -1,0 +1,61 @@
+//! An idle node costs next to nothing.
+
+mod support;
+
+use std::time::{Duration, Instant};
+use support::{Daemon, Host, HostOptions, Load, MIB, Plan, Setup, Volume, seed};
+
+/// Clock ticks of a second: USER_HZ, which Linux never changed.
+const TICKS: f64 = 100.0;
+
+/// Shares of a core in percent over `time`: by clock ticks, and by the scheduler.
+fn measure(daemon: &Daemon, host: &mut Host, time: Duration) -> (f64, f64) {
+    let (ticks, nanos) = daemon.processor_time();
+    let began = Instant::now();
+    while began.elapsed() < time {
+        host.pump();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let wall = began.elapsed().as_secs_f64();
+    let (ticks_after, nanos_after) = daemon.processor_time();
+    let by_ticks = (ticks_after - ticks) as f64 / TICKS / wall * 100.0;
+    (by_ticks, (nanos_after - nanos) as f64 / 1e9 / wall * 100.0)
+}
+
+#[test]
+fn an_idle_node_with_a_host_costs_less_than_a_hundredth_of_a_core() {
+    let seed = seed(7);
+    let mut setup = Setup::new();
+    setup.cache_file("", 256 * MIB);
+    let backing = setup.backing_file("backing.img", 64 * MIB);
+    setup.volumes = vec![Volume::new("v", &format!("uring:{}", backing.display()))];
+    let daemon = Daemon::start(&setup);
+    let mut host = Host::connect(setup.address(), &Setup::nqn("v"), HostOptions::default());
+    let mut all = Vec::new();
+    std::thread::sleep(Duration::from_secs(1));
+    all.push(("fresh", measure(&daemon, &mut host, Duration::from_secs(5))));
+    // After work, with a warm cache and nothing dirty.
+    let mut load = Load::new(seed, Plan::mixed(64 * MIB));
+    load.run_for(&mut host, Duration::from_secs(1));
+    daemon.drain("v", Duration::from_secs(60));
+    let (busy, _) = daemon.processor_time();
+    assert!(busy > 0, "processor time is counted");
+    std::thread::sleep(Duration::from_secs(2));
+    all.push(("after load", measure(&daemon, &mut host, Duration::from_secs(5))));
+    // With dirty data that waits for its age, devices and timers still have nothing to do.
+    load.write_all(&mut host, &[(0, 16), (100, 16), (5000, 16)]);
+    std::thread::sleep(Duration::from_secs(2));
+    all.push(("with dirty data", measure(&daemon, &mut host, Duration::from_secs(5))));
+    assert!(host.is_up() && host.associations() == 1, "kept alive: {}", host.last_error());
+    for (when, (ticks, nanos)) in &all {
+        println!(
+            "process: idle node, {when}: {ticks:.2} % of a core by clock ticks, {nanos:.3} % by the scheduler"
+        );
+    }
+    for (when, (ticks, nanos)) in all {
+        assert!(ticks < 1.0 && nanos < 1.0, "{when}: {ticks:.2} %, {nanos:.3} %");
+    }
+    load.verify(&mut host);
+    load.assert_no_errors();
+    daemon.stop();
+}

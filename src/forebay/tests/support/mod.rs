@@ -1,0 +1,50 @@
+//! What the tests of the real daemon share: the daemon as a process, a host over the project's own
+//! initiator, and load whose every answer is held against a model.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "each test binary uses a part of it, and none of it is outside tests"
+)]
+
+pub mod daemon;
+pub mod dir;
+pub mod host;
+pub mod load;
+pub mod model;
+pub mod setup;
+
+pub use daemon::{Daemon, Refusal, forebay, refused};
+pub use dir::Dir;
+pub use host::{Host, HostOptions};
+pub use load::{Load, Plan};
+pub use model::Model;
+pub use setup::{Setup, Volume};
+
+use std::time::{Duration, Instant};
+
+/// Bytes of a MiB.
+pub const MIB: u64 = 1 << 20;
+
+/// Waits until `done` gives something, and says what was waited for when it does not in time.
+pub fn wait<T>(what: &str, limit: Duration, mut done: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(value) = done() {
+            return value;
+        }
+        assert!(Instant::now() < end, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The seed of a test: `FOREBAY_TEST_SEED`, or this one; printed, so that a run can be repeated.
+pub fn seed(default: u64) -> u64 {
+    let seed = std::env::var("FOREBAY_TEST_SEED")
+        .ok()
+        .map_or(default, |text| text.parse().expect("FOREBAY_TEST_SEED is a number"));
+    println!("process: seed {seed}");
+    seed
+}
