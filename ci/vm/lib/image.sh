@@ -13,8 +13,8 @@ readonly PROGRAMS=(
 # Sets $vmlinuz, $modules (a tree with lib/modules) and $kernel (its release). $1: package, or empty for the default one.
 find_kernel() {
     local package=$1
-    # linux-image-amd64 is an empty package that depends on the current kernel.
-    [[ -n $package ]] || package=$(apt-cache depends linux-image-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9]\)/\1/p' | head -n 1)
+    [[ -n $package ]] || package=$(current_kernel)
+    [[ -n $package ]] || { as_root apt-get update -qq && package=$(current_kernel); } || true
     # Without package lists (a machine off the network) the kernel of an earlier run will do.
     [[ -n $package ]] || package=$(cd "$cache" && printf '%s\n' linux-image-* | grep -v '\*' | tail -n 1)
     [[ -n $package ]] || { echo "vm: no linux-image package known to apt-get" >&2; exit 1; }
@@ -24,7 +24,8 @@ find_kernel() {
         rm -rf "$modules.new" && mkdir -p "$modules.new"
         (
             cd "$modules.new" || exit
-            apt-get -qq -o APT::Sandbox::User=root download "$package"
+            # Package lists may be older than the mirror.
+            download "$package" || { as_root apt-get update -qq && download "$package"; }
             dpkg-deb -x ./*.deb . && rm -rf ./*.deb usr
             find lib -name '*.ko.xz' -exec xz -d {} +
             depmod -b . "$(ls lib/modules)"
@@ -34,6 +35,10 @@ find_kernel() {
     kernel=$(ls "$modules/lib/modules")
     vmlinuz=$modules/boot/vmlinuz-$kernel
 }
+
+# linux-image-amd64 is an empty package that depends on the current kernel.
+current_kernel() { apt-cache depends linux-image-amd64 2>/dev/null | sed -n 's/.*Depends: \(linux-image-[0-9]\)/\1/p' | sed -n 1p; }
+download() { apt-get -qq -o APT::Sandbox::User=root download "$1"; }
 
 # Copies programs $2... into the tree $1, each at its own path, with its libraries.
 copy_programs() {

@@ -20,10 +20,12 @@ qemu_release() {
     # shellcheck source=/dev/null
     local codename; codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
     if ! apt-cache policy | grep -q "n=$codename-backports"; then
+        local uri key='' keyring=/usr/share/keyrings/debian-archive-keyring.gpg
         # shellcheck disable=SC2016 # $(REPO_URI) is apt's own syntax
-        apt-get indextargets --format '$(REPO_URI) $(SIGNED_BY)' 'Created-By: Packages' "Codename: $codename" | head -n 1 |
-            { read -r uri key && echo "deb ${key:+[signed-by=$key]} $uri $codename-backports main"; } |
-            as_root tee "/etc/apt/sources.list.d/$codename-backports.list" >/dev/null
+        uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' "Codename: $codename" | sed -n 1p)
+        [[ -n $uri ]] || { echo "vm: qemu-utils is from backports, but apt-get knows no $codename to find them beside" >&2; exit 1; }
+        [[ ! -f $keyring ]] || key="[signed-by=$keyring]"
+        echo "deb $key $uri $codename-backports main" | as_root tee "/etc/apt/sources.list.d/$codename-backports.list" >/dev/null
     fi
     echo "$codename-backports"
 }
