@@ -2,7 +2,7 @@
 
 use super::conn::{Conn, Kind, State};
 use super::controller::Controller;
-use super::{Env, IoSink, LINGER, Target};
+use super::{Env, IoSink, Target};
 use forebay_io::{Buf, BufPool, Instant};
 use forebay_wire::fabrics::{PropertyGet, PropertySet, fctype};
 use forebay_wire::property::{self, Cap, Cc, Crto, Csts, Shn};
@@ -194,10 +194,11 @@ impl<B: Buf> Target<B> {
     }
 
     /// Closes a connection that is not in use by the caller.
+    /// What it still had to send is dropped: its host waits for nothing on it any more, or is gone.
     pub(super) fn close_now(&mut self, id: super::ConnId, now: Instant) {
-        self.wake_at(now + LINGER);
         if let Some(mut conn) = self.take(id) {
-            conn.close(now + LINGER);
+            conn.close(now);
+            conn.tx.clear();
             self.dirty_close(&mut conn);
             self.put(conn);
         }

@@ -1,7 +1,5 @@
 //! The target as a host sees it: a small host that speaks bytes, and a volume in memory.
 
-use super::*;
-
 mod admin;
 mod ana;
 mod bring_up;

@@ -98,7 +98,9 @@ fn a_duplicate_qid_waits_for_the_old_queue() {
     let (mut new, none) = host.opening.io(host.cntlid, 1).open(&mut rig);
     assert_eq!(none, None, "not answered yet");
     rig.target.conn_closed(old.conn, rig.now);
-    assert!(matches!(new.receive(&mut rig), Some(FromTarget::Response(c)) if c.status.is_success()));
+    assert!(
+        matches!(new.receive(&mut rig), Some(FromTarget::Response(c)) if c.status.is_success())
+    );
     assert!(new.read(&mut rig, Sqe::new(nvm::FLUSH, 0, 1), 0).cqe.status.is_success());
 
     let (mut third, none) = host.opening.io(host.cntlid, 1).open(&mut rig);
@@ -118,7 +120,9 @@ fn a_queue_waits_while_the_old_ones_commands_drain() {
     let (mut new, none) = host.opening.io(host.cntlid, 1).open(&mut rig);
     assert_eq!(none, None);
     assert!(rig.run_one());
-    assert!(matches!(new.receive(&mut rig), Some(FromTarget::Response(c)) if c.status.is_success()));
+    assert!(
+        matches!(new.receive(&mut rig), Some(FromTarget::Response(c)) if c.status.is_success())
+    );
 }
 
 #[test]

@@ -34,8 +34,7 @@ fn writes_in_the_capsule_and_by_r2t_read_back() {
                 } else {
                     Sgl::Transport { len: bytes }
                 };
-                let capsule =
-                    queue.capsule(&sqe.with_sgl(sgl), if inline { &data } else { &[] });
+                let capsule = queue.capsule(&sqe.with_sgl(sgl), if inline { &data } else { &[] });
                 rig.feed(queue.conn, &capsule);
                 if !inline {
                     let Some(FromTarget::R2t(r2t)) = queue.receive(&mut rig) else { panic!() };
@@ -179,9 +178,15 @@ fn wrong_commands_are_refused_before_the_volume() {
         (transport(rw(nvm::READ, 1, 0, 2), 512), length),
         (transport(rw(nvm::READ, 1, 0, 1), 1024), length),
         (transport(rw(nvm::WRITE, 1, 0, 2), 512), length),
-        (rw(nvm::READ, 1, 0, 1).with_sgl(Sgl::InCapsule { offset: 0, len: 512 }), Status::SGL_TYPE_INVALID),
+        (
+            rw(nvm::READ, 1, 0, 1).with_sgl(Sgl::InCapsule { offset: 0, len: 512 }),
+            Status::SGL_TYPE_INVALID,
+        ),
         (rw(nvm::WRITE, 1, 0, 1).with_sgl(Sgl::Other(0x20)), Status::SGL_TYPE_INVALID),
-        (rw(nvm::WRITE, 1, 0, 1).with_sgl(Sgl::InCapsule { offset: 64, len: 512 }), Status::SGL_OFFSET_INVALID),
+        (
+            rw(nvm::WRITE, 1, 0, 1).with_sgl(Sgl::InCapsule { offset: 64, len: 512 }),
+            Status::SGL_OFFSET_INVALID,
+        ),
         (rw(nvm::WRITE, 1, 0, 1).with_sgl(Sgl::InCapsule { offset: 0, len: 512 }), length),
         (transport(rw(nvm::READ, 0, 0, 1), 512), namespace),
         (transport(rw(nvm::READ, 3, 0, 1), 512), namespace),

@@ -142,13 +142,7 @@ impl Rig {
     /// Gives bytes to a connection; volumes answer if `auto`.
     pub(super) fn feed(&mut self, conn: ConnId, bytes: &[u8]) {
         for part in bytes.chunks(self.chunk) {
-            self.target.handle_bytes(
-                conn,
-                part,
-                self.now,
-                &mut self.pool,
-                &mut self.volumes,
-            );
+            self.target.handle_bytes(conn, part, self.now, &mut self.pool, &mut self.volumes);
             if self.auto {
                 self.run_all();
             }
@@ -344,8 +338,7 @@ impl Opening {
     /// Opens a queue; the completion of Connect.
     pub(super) fn open(&self, rig: &mut Rig) -> (Queue, Option<Cqe>) {
         let established = self.establish(rig.now);
-        let local =
-            LocalAddress { adrfam: 1, traddr: "10.0.0.1".into(), trsvcid: "4420".into() };
+        let local = LocalAddress { adrfam: 1, traddr: "10.0.0.1".into(), trsvcid: "4420".into() };
         let conn = rig.target.accept(&established, &local, rig.now).unwrap();
         rig.drain_events();
         let mut queue = Queue {
@@ -470,10 +463,8 @@ impl Queue {
         let cid = self.cid();
         let len = u32::try_from(data.len()).unwrap();
         let inline = data.len() <= self.inline_max;
-        let sgl =
-            if inline { Sgl::InCapsule { offset: 0, len } } else { Sgl::Transport { len } };
-        let bytes =
-            self.capsule(&sqe.with_cid(cid).with_sgl(sgl), if inline { data } else { &[] });
+        let sgl = if inline { Sgl::InCapsule { offset: 0, len } } else { Sgl::Transport { len } };
+        let bytes = self.capsule(&sqe.with_cid(cid).with_sgl(sgl), if inline { data } else { &[] });
         rig.feed(self.conn, &bytes);
         self.finish(rig, cid, data)
     }
