@@ -11,6 +11,7 @@
 //! | [`jobs`] | long work: progress, waiting, cancelling, resuming |
 //! | [`controller`] | state, jobs and node together: every command ends here |
 //! | [`rpc`] | JSON-RPC 2.0 on a Unix socket, server and client |
+//! | [`http`] | `/metrics` and `/healthz`, off unless configured |
 //!
 //! Everything here runs on control threads and never on a reactor; [`NodeControl`] is the only way
 //! to the data path.
@@ -20,6 +21,7 @@ pub mod controller;
 pub mod error;
 mod fields;
 pub mod files;
+pub mod http;
 pub mod jobs;
 pub mod node;
 pub mod plan;

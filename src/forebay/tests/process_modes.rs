@@ -57,11 +57,11 @@ fn switch_and_kill(
                 since = in_the_middle.then(|| (Instant::now(), ops));
             }
             // A look at the job costs a connection: not after every operation.
-            (Some(id), None) if ops.is_multiple_of(16) => {
-                if daemon.job(id).state == JobState::Done {
-                    assert_eq!(daemon.volume("v").mode.as_str(), mode);
-                    since = Some((Instant::now(), ops));
-                }
+            (Some(id), None)
+                if ops.is_multiple_of(16) && daemon.job(id).state == JobState::Done =>
+            {
+                assert_eq!(daemon.volume("v").mode.as_str(), mode);
+                since = Some((Instant::now(), ops));
             }
             (Some(_), Some((at, then))) => {
                 let more = if in_the_middle { 20 } else { 300 };

@@ -105,7 +105,7 @@ fn second_daemons_are_refused(data: &std::path::Path) {
     // Another node, another state, another port, but the same cache device.
     let mut other = Setup::new();
     let cache = data.join("cache.img");
-    other.cache = Some(format!("uring:{}", cache.display()));
+    other.caches.push(format!("uring:{}", cache.display()));
     let backing = other.backing_file("backing.img", 64 * MIB);
     other.volumes = vec![Volume::new("v", &format!("uring:{}", backing.display()))];
     let refusal = refused(&other);

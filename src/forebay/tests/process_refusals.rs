@@ -74,7 +74,7 @@ fn blank_and_foreign_cache_devices() {
     let cache = setup.dir.sparse("cache.img", CACHE);
     let backing = setup.backing_file("backing.img", BACKING);
     let uri = format!("uring:{}", cache.display());
-    setup.cache = Some(uri.clone());
+    setup.caches.push(uri.clone());
     setup.volumes = vec![Volume::new("v", &format!("uring:{}", backing.display()))];
     let names = ["cache.img"];
     check("blank cache device", &setup, &[&cache, &backing], &names, &["forebay format"]);
@@ -119,7 +119,7 @@ fn a_second_process_on_one_cache_device() {
     let daemon = Daemon::start(&setup);
     let mut host = Host::connect(setup.address(), &Setup::nqn("v"), HostOptions::default());
     let mut other = Setup::new();
-    other.cache.clone_from(&setup.cache);
+    other.caches.clone_from(&setup.caches);
     let backing = other.backing_file("other.img", BACKING);
     other.volumes = vec![Volume::new("w", &format!("uring:{}", backing.display()))];
     // The daemon itself changes nothing while nobody asks it to.
@@ -127,7 +127,7 @@ fn a_second_process_on_one_cache_device() {
     std::thread::sleep(Duration::from_millis(200));
     check("second process", &other, &[&cache, &backing], &["cache.img"], &["in use", "another"]);
     // Nor may it be formatted.
-    let uri = setup.cache.clone().unwrap();
+    let uri = setup.caches[0].clone();
     let before = fs::read(&cache).unwrap();
     let format = forebay(&["format", &uri, "--force", "cache.img"]);
     assert_ne!(format.code, Some(0), "format of a device in use: {}", format.text);

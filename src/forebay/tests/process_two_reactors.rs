@@ -32,7 +32,9 @@ fn volumes_on_two_reactors_and_a_group_across_them() {
     let mut setup = Setup::new();
     setup.cores = vec![0, 1];
     setup.memory = "512MiB".to_owned();
-    setup.cache_file("", 1024 * MIB);
+    // A cache device for each.
+    setup.cache_file("", 512 * MIB);
+    setup.cache_file("", 512 * MIB);
     for (name, group, _) in VOLUMES {
         let backing = setup.backing_file(&format!("{name}.img"), SIZE);
         let mut volume = Volume::new(name, &format!("uring:{}", backing.display()));

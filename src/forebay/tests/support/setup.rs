@@ -44,7 +44,8 @@ pub struct Setup {
     pub dir: Dir,
     pub port: u16,
     pub cores: Vec<usize>,
-    pub cache: Option<String>,
+    /// URIs of its cache devices.
+    pub caches: Vec<String>,
     pub memory: String,
     pub volumes: Vec<Volume>,
     /// Where the state is; another node over the same devices has another one.
@@ -58,7 +59,7 @@ impl Setup {
             dir: Dir::new(),
             port: free_port(),
             cores: vec![0],
-            cache: None,
+            caches: Vec::new(),
             memory: "256MiB".to_owned(),
             volumes: Vec::new(),
             state: "state".to_owned(),
@@ -68,11 +69,15 @@ impl Setup {
     /// Makes a file of this size, formats it and uses it as the cache device, its URI behind
     /// `wrapper` (`fault:`, `slow:` or nothing).
     pub fn cache_file(&mut self, wrapper: &str, size: u64) -> PathBuf {
-        let path = self.dir.sparse("cache.img", size);
+        let name = match self.caches.len() {
+            0 => "cache.img".to_owned(),
+            more => format!("cache{more}.img"),
+        };
+        let path = self.dir.sparse(&name, size);
         let uri = format!("uring:{}", path.display());
         let made = super::forebay(&["format", &uri]);
         assert_eq!(made.code, Some(0), "format of a blank file: {}", made.text);
-        self.cache = Some(format!("{wrapper}{uri}"));
+        self.caches.push(format!("{wrapper}{uri}"));
         path
     }
 
@@ -112,7 +117,7 @@ impl Setup {
         writeln!(text, "nqn_prefix = \"nqn.2026-11.io.forebay.test\"").unwrap();
         writeln!(text, "state_dir = {:?}\n", dir.display().to_string()).unwrap();
         writeln!(text, "[[listen]]\naddress = \"127.0.0.1\"\nport = {}\n", self.port).unwrap();
-        if let Some(cache) = &self.cache {
+        for cache in &self.caches {
             writeln!(text, "[[cache]]\ndevice = {}\n", quoted(cache)).unwrap();
         }
         for volume in &self.volumes {

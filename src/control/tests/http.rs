@@ -1,0 +1,54 @@
+//! `/metrics` and `/healthz`, as a scraper and as a stranger ask for them.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use forebay_control::http::Http;
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use support::{Dir, config, start};
+
+fn ask(http: &Http, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(http.address()).unwrap();
+    stream.write_all(request).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn metrics_are_well_formed_and_strangers_get_short_answers() {
+    let dir = Dir::new("http");
+    let (node, controller) = start(&config(&dir.0));
+    node.volumes.lock().unwrap()[0].backing.uri = "x\"\\\n".to_owned();
+    let http = Http::start("127.0.0.1:0".parse().unwrap(), controller).unwrap();
+    let answer = ask(&http, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
+    assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
+    assert!(body.contains("forebay_volume_reads_completed_total{volume=\"db\"} 10\n"), "{body}");
+    assert!(body.contains("forebay_volume_read_blocks_total{volume=\"db\",outcome=\"hit\"} 8\n"));
+    let (mut typed, mut series) = (BTreeSet::new(), BTreeSet::new());
+    for line in body.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            assert!(typed.insert(rest.split(' ').next().unwrap()), "twice: {line}");
+        } else if !line.starts_with('#') {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            value.parse::<f64>().unwrap();
+            assert!(typed.contains(name.split('{').next().unwrap()), "no type: {line}");
+            assert!(series.insert(name), "twice: {line}");
+        }
+    }
+    println!("{} families, {} series", typed.len(), series.len());
+    assert!(ask(&http, b"GET /healthz HTTP/1.0\r\n\r\n").ends_with("\r\n\r\nready\n"));
+    assert!(ask(&http, b"HEAD /healthz HTTP/1.0\r\n\r\n").ends_with("\r\n\r\n"));
+    assert!(ask(&http, b"GET / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404"));
+    assert!(ask(&http, b"POST /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 405"));
+    assert!(ask(&http, b"\xff\x00 \r\n\r\n").starts_with("HTTP/1.1 405"));
+    let mut long = TcpStream::connect(http.address()).unwrap();
+    let _ = long.write_all(&[b'a'; 16 << 10]);
+    let mut text = Vec::new();
+    let _ = long.read_to_end(&mut text);
+    assert!(ask(&http, b"GET /healthz HTTP/1.1\r\n\r\n").contains("ready"));
+}
