@@ -23,5 +23,5 @@ pub mod workload;
 
 pub use job::{Job, JobError, JobResult};
 pub use report::{Report, Side};
-pub use run::{Counters, run_jobs};
+pub use run::{Counters, measure, run_jobs};
 pub use workload::{Distribution, Limit, Rw, Workload, WorkloadError};

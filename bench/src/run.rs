@@ -4,7 +4,13 @@ use core::sync::atomic::{AtomicBool, AtomicU64};
 
 use crate::job::{Job, JobError, JobResult};
 use crate::workload::Workload;
-use forebay_io::{BufPool, Device, Instant};
+use forebay_driver::DriverContext;
+use forebay_io::{BufPool, Device};
+use forebay_reactor::{LoopTime, MonotonicClock, Pool, PoolConfig, RegionTable, WaitSet};
+use std::sync::Arc;
+
+/// Bytes of a job's buffer pool beyond its own buffers.
+const POOL_SLACK: usize = 16 << 20;
 
 /// What all jobs have done so far, for a display, and the way to stop them.
 #[derive(Debug, Default)]
@@ -21,31 +27,48 @@ pub struct Counters {
     pub stop: AtomicBool,
 }
 
-/// A monotonic clock; its origin is the first call.
-#[must_use]
-pub fn clock() -> Instant {
-    use std::sync::OnceLock;
-    static ORIGIN: OnceLock<std::time::Instant> = OnceLock::new();
-    let spent = ORIGIN.get_or_init(std::time::Instant::now).elapsed();
-    Instant(u64::try_from(spent.as_nanos()).unwrap_or(u64::MAX))
+/// Runs the workload's jobs on the device that a URI names, each on a thread of its own and on a
+/// device of its own.
+///
+/// # Errors
+/// The first job's that failed to start.
+pub fn measure(uri: &str, workload: &Workload, counters: &Counters) -> Result<JobResult, JobError> {
+    // Every buffer of a job, and as much again where a device still holds one.
+    let depth = usize::from(workload.queue_depth);
+    let room = (workload.block_size as usize).next_multiple_of(4096) * depth * 2 + POOL_SLACK;
+    run_jobs(workload, counters, |_| {
+        let table = Arc::new(RegionTable::new());
+        let pool = Pool::new(PoolConfig::bounded(room), Arc::clone(&table));
+        let time = LoopTime::new(MonotonicClock.now());
+        let wait = WaitSet::new().map_err(|error| error.to_string())?;
+        let context = DriverContext::new(time.clone(), wait, table);
+        let device = forebay_driver::open(uri, &context).map_err(|error| error.to_string())?;
+        Ok((device, pool, time))
+    })
 }
 
 /// Runs the workload's jobs, each on a thread that opens a device and a pool of its own by `open`
-/// (called with the job's number), and merges what they did. `elapsed` is the longest.
+/// (called with the job's number), and merges what they did. The loop time that comes with a
+/// device is set for it in each loop. `elapsed` is the longest.
 ///
 /// # Errors
 /// The first job's that failed to start.
 pub fn run_jobs<D, P>(
     workload: &Workload,
     counters: &Counters,
-    open: impl Fn(u16) -> Result<(D, P), String> + Sync,
+    open: impl Fn(u16) -> Result<(D, P, LoopTime), String> + Sync,
 ) -> Result<JobResult, JobError>
 where
     D: Device,
     P: BufPool<Buf = D::Buf>,
 {
     let run_one = &|number: u16| {
-        let (device, pool) = open(number).map_err(JobError::Open)?;
+        let (device, pool, time) = open(number).map_err(JobError::Open)?;
+        let clock = || {
+            let now = MonotonicClock.now();
+            time.set(now);
+            now
+        };
         Ok(Job::new(number, workload, device, pool)?.run(clock, counters))
     };
     let results: Vec<Result<JobResult, JobError>> = std::thread::scope(|scope| {

@@ -2,6 +2,7 @@ use super::*;
 use crate::report::Report;
 use crate::workload::Distribution;
 use forebay_io::{DeviceInfo, HeapBuf, HeapPool, OpKind};
+use forebay_reactor::LoopTime;
 use std::cell::Cell;
 
 /// Memory that can be told to misbehave, completing in a scrambled order.
@@ -184,12 +185,29 @@ fn too_many_errors_end_the_job() {
 fn jobs_on_threads_are_merged() {
     let workload = Workload { jobs: 3, limit: Limit::Ops(500), ..Workload::default() };
     let counters = Counters::default();
-    let open = |_| Ok((Memory::new(1 << 20), HeapPool));
+    let open = |_| Ok((Memory::new(1 << 20), HeapPool, LoopTime::default()));
     let result = crate::run_jobs(&workload, &counters, open).unwrap();
     assert_eq!(result.reads.ops, 1500);
     assert_eq!(result.reads.latency.len(), 1500);
     assert_eq!(counters.ops.load(Ordering::Relaxed), 1500);
-    let refuse = |_| Err::<(Memory, HeapPool), _>("no such device".to_string());
+    let refuse = |_| Err::<(Memory, HeapPool, LoopTime), _>("no such device".to_string());
     let error = crate::run_jobs(&workload, &counters, refuse).unwrap_err();
     assert_eq!(error.to_string(), "no such device");
+}
+
+#[test]
+fn a_device_is_opened_by_its_uri() {
+    let workload = Workload {
+        limit: Limit::Ops(4000),
+        jobs: 2,
+        verify: true,
+        rw: Rw::RandRw,
+        ..Workload::default()
+    };
+    let counters = Counters::default();
+    let result = crate::measure("mem:?size=8M", &workload, &counters).unwrap();
+    assert_eq!((result.errors, result.mismatches), (0, 0));
+    assert!(result.verified >= 2048 && result.reads.ops + result.writes.ops == 8000);
+    let error = crate::measure("memory:", &workload, &counters).unwrap_err().to_string();
+    assert!(error.contains("memory:"), "{error}");
 }
