@@ -154,6 +154,20 @@ impl SegmentLog {
         self.crcs.truncate(end);
     }
 
+    /// Forgets these records without data, given by rising index.
+    pub(crate) fn remove_marks(&mut self, entries: &[u32]) {
+        let gone = |entry: u32| entries.binary_search(&entry).is_ok();
+        let mut entry = 0;
+        self.held.retain(|_| {
+            entry += 1;
+            !gone(entry - 1)
+        });
+        for group in &mut self.groups {
+            let before = entries.partition_point(|entry| *entry < group.end);
+            group.end -= u32::try_from(before).unwrap_or(0);
+        }
+    }
+
     /// Changes every CRC, and its fold to 16 bits, so that no data match any more.
     pub(crate) fn poison(&mut self) {
         self.crcs.iter_mut().for_each(|crc| *crc ^= 0xffff);

@@ -121,7 +121,7 @@ impl Replay {
         (volume.generation == record.generation && end <= volume.blocks).then_some(at)
     }
 
-    /// Applies one record with its CRCs.
+    /// Applies one record with its CRCs; `false` if it is void for a missing LSN.
     ///
     /// # Errors
     /// The index is full or does not take the slot.
@@ -130,14 +130,14 @@ impl Replay {
         source: &Source,
         record: &Record,
         crcs: &[u32],
-    ) -> Result<(), IndexError> {
+    ) -> Result<bool, IndexError> {
         let Some(at) = self.at(record) else {
             self.stats.stale += 1;
-            return Ok(());
+            return Ok(true);
         };
         if !self.admit(source, record, at) {
             self.stats.void += 1;
-            return Ok(());
+            return Ok(false);
         }
         self.stats.records += 1;
         match record.kind {
@@ -147,7 +147,7 @@ impl Replay {
             Kind::Trim => self.trim(record, at),
             Kind::Commit | Kind::Promise => {}
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The rule of LSN contiguity. A change in a segment without a footer counts only if it follows

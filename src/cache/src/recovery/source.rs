@@ -56,6 +56,8 @@ struct Active {
     log: SegmentLog,
     group: usize,
     stream: usize,
+    /// Records without data that must not get into the new footer.
+    void: Vec<u32>,
 }
 
 /// A data area that is read block by block.
@@ -315,7 +317,7 @@ impl Sources {
             return Err(RecoveryError::TooManyOpen(count));
         }
         let stream = stream(&entry.name);
-        self.active.insert(segment, Active { source, log, group: 0, stream });
+        self.active.insert(segment, Active { source, log, group: 0, stream, void: Vec::new() });
         self.queue(segment);
         Ok(Step::Progress)
     }
@@ -327,10 +329,11 @@ impl Sources {
             self.heap.push(Reverse((number, segment)));
             return;
         }
-        if let Some(active) = self.active.remove(&segment)
+        if let Some(mut active) = self.active.remove(&segment)
             && let Some(entry) = self.by_segment.get(&segment)
         {
             if active.source.scanned {
+                active.log.remove_marks(&active.void);
                 self.unsettled.insert(segment, (entry.name, active.log));
             } else if self.spare.len() < AHEAD {
                 self.spare.push(active.log);
@@ -346,8 +349,12 @@ impl Sources {
             let below = self.durable_below.get(active.stream).copied().unwrap_or(0);
             let source =
                 Source { complete: active.source.complete || number <= below, ..active.source };
-            for (record, crcs) in entries.filter_map(|entry| active.log.get(entry)) {
-                replay.apply(&source, record, crcs).map_err(RecoveryError::Index)?;
+            for entry in entries {
+                let Some((record, crcs)) = active.log.get(entry) else { continue };
+                let counts = replay.apply(&source, record, crcs).map_err(RecoveryError::Index)?;
+                if !counts && !record.kind.has_data() {
+                    active.void.push(entry);
+                }
             }
             active.group += 1;
         }

@@ -325,6 +325,13 @@ impl Model {
                 }
             }
         }
+        // The LSNs of a journal segment are accounted for in a later one before it is freed.
+        if first.stream == Journal {
+            let item = self.writer.item(Kind::Commit, 0, 0, 0, self.lsn);
+            if self.put(Journal, item).is_none() {
+                return;
+            }
+        }
         // Putting may have sealed segments, but this one is still the first.
         self.writer.free(first.stream, first.segment, first.seq, first.seal);
         self.sealed.remove(0);
@@ -376,8 +383,104 @@ impl Model {
     }
 }
 
+/// A journal batch that is on its way when the crash comes.
+#[derive(Clone, Debug)]
+struct Flying {
+    /// Kind (write, zeroes, invalidation), first block, blocks of each record.
+    records: Vec<(u8, u64, u32)>,
+    /// The segment ends before it.
+    ends: bool,
+    /// Which sectors arrive, cyclically; all of them where `whole`.
+    sectors: Vec<bool>,
+    whole: bool,
+}
+
+fn flying() -> impl Strategy<Value = Flying> {
+    let record = (0u8..3, 0u64..12, 1u32..4);
+    (
+        prop::collection::vec(record, 1..4),
+        any::<bool>(),
+        prop::collection::vec(any::<bool>(), 1..40),
+        any::<bool>(),
+    )
+        .prop_map(|(records, ends, sectors, whole)| Flying { records, ends, sectors, whole })
+}
+
+impl Model {
+    /// Places a batch of changes and writes what arrives of it. Says whether all did.
+    fn fly(&mut self, flying: &Flying, lsn: &mut u64) -> Option<(bool, Vec<(Item, Option<u32>)>)> {
+        let need: usize =
+            1 + flying.records.iter().map(|(.., blocks)| *blocks as usize).sum::<usize>();
+        let full = usize::from(self.writer.used(Journal)) + need
+            > self.writer.map.geometry().data_slots() as usize;
+        if flying.ends || full {
+            self.writer.end(Journal);
+        }
+        if self.writer.used(Journal) == 0 && self.writer.free.is_empty() {
+            return None;
+        }
+        let mut items = Vec::new();
+        if self.writer.used(Journal) == 0 {
+            items.push(self.writer.item(Kind::Commit, 0, 0, 0, self.lsn));
+        }
+        for (kind, block, blocks) in &flying.records {
+            *lsn += 1;
+            let kind = [Kind::Write, Kind::Zeroes, Kind::Invalidate][usize::from(*kind)];
+            items.push(self.writer.item(kind, 0, *block, *blocks, *lsn));
+        }
+        let (ready, slots) = self.writer.batch(Journal, &items);
+        for (at, sector) in ready.bytes.chunks(512).enumerate() {
+            if flying.whole || flying.sectors[at % flying.sectors.len()] {
+                self.writer.disk.write(ready.offset + at as u64 * 512, sector);
+            }
+        }
+        let at = usize::try_from(ready.offset).unwrap();
+        let arrived = self.writer.disk.bytes[at..].starts_with(&ready.bytes);
+        let slots = slots.into_iter().map(Some);
+        Some((arrived, items.into_iter().zip(slots).collect()))
+    }
+
+    /// The changes of a batch count after all.
+    fn commit(&mut self, records: Vec<(Item, Option<u32>)>) {
+        for ((record, _), slot) in records {
+            if !record.kind.takes_lsn() {
+                continue;
+            }
+            self.lsn = record.lsn.0;
+            for index in 0..record.blocks {
+                let block = record.block + u64::from(index);
+                let slot = slot.filter(|_| record.kind == Kind::Write).map(|slot| slot + index);
+                self.blocks.remove(&block);
+                if record.kind != Kind::Invalidate {
+                    self.blocks.insert(block, Version { lsn: self.lsn, dirty: true, slot });
+                }
+            }
+        }
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #[test]
+    fn of_batches_in_flight_those_before_the_first_torn_one_count(
+        before in prop::collection::vec(act(), 1..60),
+        flying in prop::collection::vec(flying(), 1..3),
+        after in prop::collection::vec(act(), 0..20),
+    ) {
+        let mut model = Model::new();
+        before.iter().for_each(|act| model.step(act));
+        let (mut lsn, mut whole) = (model.lsn, true);
+        for flying in &flying {
+            let Some((arrived, records)) = model.fly(flying, &mut lsn) else { break };
+            whole &= arrived;
+            if whole {
+                model.commit(records);
+            }
+        }
+        model.restart();
+        // The next life gives out the same LSNs again.
+        after.iter().for_each(|act| model.step(act));
+        model.restart();
+    }
 
     #[test]
     fn random_histories_recover_to_what_the_model_has(

@@ -394,6 +394,11 @@ impl Writer {
         self.free.insert(0, segment);
     }
 
+    /// Ends the open segment of a stream without a footer: the crash comes before it.
+    pub(super) fn end(&mut self, stream: LogStream) {
+        self.open.remove(&stream);
+    }
+
     pub(super) fn seq(&self, stream: LogStream) -> u64 {
         self.open[&stream].seq
     }
