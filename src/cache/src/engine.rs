@@ -18,6 +18,7 @@ mod destage;
 mod failure;
 mod fill;
 mod flush;
+mod locate;
 mod log;
 mod mode;
 mod ops;
@@ -36,6 +37,7 @@ pub mod types;
 mod volume;
 mod write;
 
+pub use locate::{CopyAt, Place};
 pub use mode::{ControlError, MAX_VOLUMES};
 pub use stats::{Counts, EngineStats, VolumeStats};
 pub use types::{

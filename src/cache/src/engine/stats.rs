@@ -50,6 +50,8 @@ pub struct EngineStats {
     pub counts: Counts,
     /// The memory tier's.
     pub tier: TierStats,
+    /// Pages in the memory tier.
+    pub tier_pages: u64,
     /// The policy's.
     pub policy: PolicyStats,
     /// Dirty bytes.
@@ -118,6 +120,7 @@ impl<B: Buf> Engine<B> {
         EngineStats {
             counts: self.stats,
             tier: self.tier.stats(),
+            tier_pages: self.tier.len() as u64,
             policy: self.policy.stats(),
             dirty_bytes: self.dirty * BLOCK,
             dirty_limit: self.dirty_limit(),

@@ -1,0 +1,603 @@
+//! The running node, as the control plane drives it.
+
+use super::attach::{
+    Identity, Presentation, add_to_engine, close_backing, engine_error, open_backing, parse_nqn,
+    present, wait_for,
+};
+use super::calls::Reactors;
+use super::registry::{
+    Registry, Served, engine_mode, from_kept, kept_mode, shown_mode, store_error,
+};
+use super::service::Directory;
+use super::stat::Sampler;
+use forebay_cluster::{NewVolume, Placement};
+use forebay_control::config::{ServeConfig, VolumeConfig};
+use forebay_control::error::{ControlError, ErrorKind, Result};
+use forebay_control::jobs::JobHandle;
+use forebay_control::node::{
+    Copy, DeviceFault, LbaRange, Located, LostCache, NodeControl,
+};
+use forebay_control::stat::{NodeStat, NodeState};
+use forebay_control::value::{Durability, Mode};
+use forebay_io::{DeviceInfo, Epoch, Uuid};
+use forebay_nvmf::target::{DiscoveryRecord, HostAccess};
+use forebay_wire::log::{DiscoveryEntry, SubsystemType, trtype};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// How often a job looks how far it is.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// A cache device as it was found at start.
+#[derive(Clone, Debug)]
+pub(crate) struct CacheUnit {
+    pub(crate) uri: String,
+    pub(crate) uuid: Uuid,
+    pub(crate) reactor: u32,
+    pub(crate) engine: usize,
+    pub(crate) info: DeviceInfo,
+    pub(crate) durability: Durability,
+}
+
+/// What changes while the node runs.
+struct Inner {
+    registry: Registry,
+    hosts: Vec<String>,
+    state: NodeState,
+    sampler: Sampler,
+}
+
+/// The node.
+pub(crate) struct Node {
+    pub(crate) config: ServeConfig,
+    pub(crate) reactors: Reactors,
+    pub(crate) caches: Vec<CacheUnit>,
+    pub(crate) listening: Vec<SocketAddr>,
+    inner: Mutex<Inner>,
+}
+
+impl Node {
+    pub(crate) fn new(
+        config: ServeConfig,
+        reactors: Reactors,
+        caches: Vec<CacheUnit>,
+        listening: Vec<SocketAddr>,
+        registry: Registry,
+        sampler: Sampler,
+    ) -> Self {
+        let hosts = config.security.hosts.clone();
+        let inner = Inner { registry, hosts, state: NodeState::Recovering, sampler };
+        Self { config, reactors, caches, listening, inner: Mutex::new(inner) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic in another call leaves tables that are still whole.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_state(&self, state: NodeState) {
+        self.lock().state = state;
+    }
+
+    /// The volumes that serve, for what is printed at start.
+    pub(crate) fn served(&self) -> Vec<Served> {
+        self.lock().registry.served.clone()
+    }
+
+    /// Brings a volume to life; a new one gets a key first.
+    pub(crate) fn start_volume(&self, config: &VolumeConfig) -> Result<()> {
+        let mut inner = self.lock();
+        if inner.registry.served.iter().any(|served| served.config.name == config.name) {
+            return Ok(());
+        }
+        self.start_locked(&mut inner, config)?;
+        self.publish(&inner)
+    }
+
+    fn start_locked(&self, inner: &mut Inner, config: &VolumeConfig) -> Result<()> {
+        let registry = &mut inner.registry;
+        let number = self.place(registry, config)?;
+        let Some(cache) = self.caches.get(number) else {
+            return Err(ControlError::failed("a volume needs a cache device").remedy(
+                "add a [[cache]] section to the configuration, then `forebay format` its device",
+            ));
+        };
+        let id = registry.new_id();
+        let info = open_backing(&self.reactors, cache.reactor, id, &config.backing)?;
+        let started = self.start_opened(registry, config, (number, id), &info);
+        let volume = match started {
+            Ok(volume) => volume,
+            Err(error) => {
+                close_backing(&self.reactors, cache.reactor, id);
+                return Err(error);
+            }
+        };
+        let hosts = access(config, &inner.hosts, self.config.security.any_host_from_loopback)?;
+        let how = Presentation {
+            home: home_of(&inner.registry, &volume),
+            hosts,
+            volatile_write_cache: volatile(cache),
+            optimal_io: 4096.max(config.block_size),
+            serial: serial(&volume.nqn),
+            volume: &volume,
+        };
+        present(&self.reactors, how)?;
+        inner.registry.served.push(volume);
+        Ok(())
+    }
+
+    /// The key, made or checked, and the engine.
+    fn start_opened(
+        &self,
+        registry: &mut Registry,
+        config: &VolumeConfig,
+        (number, id): (usize, forebay_io::VolumeId),
+        info: &DeviceInfo,
+    ) -> Result<Served> {
+        let cache = &self.caches[number];
+        if registry.store.find(&config.name).is_none() {
+            let new = NewVolume {
+                name: config.name.clone(),
+                group: config.subsystem.clone(),
+                mode: kept_mode(config.mode),
+                size: info.size,
+                block_size: config.block_size,
+                backing: config.backing.clone(),
+                backing_identity: info.identity.clone(),
+                placement: Some(Placement { cache: cache.uuid, shard: 0 }),
+            };
+            registry.store.create(new).map_err(store_error)?;
+        }
+        let keyed = registry.key(&config.name)?;
+        check_backing(&keyed.key, config, info)?;
+        // Not clean from before the first acknowledgement that only the journal has.
+        let mode = from_kept(keyed.key.mode);
+        let keyed = registry.change(&config.name, |key| {
+            if mode == Mode::WriteBack {
+                key.clean = false;
+            }
+        })?;
+        let key = keyed.key;
+        let identity = Identity { id, uuid: key.uuid, epoch: Epoch(key.owner_epoch), mode };
+        add_to_engine(&self.reactors, (cache.reactor, cache.engine), &identity, config, info.clone())?;
+        Ok(Served {
+            config: config.clone(),
+            id,
+            uuid: key.uuid,
+            nguid: key.nguid,
+            nqn: self.config.nqn(&key.subsystem),
+            nsid: key.nsid,
+            size: info.size,
+            reactor: cache.reactor,
+            engine: cache.engine,
+            cache: u32::try_from(number).unwrap_or(u32::MAX),
+            down: None,
+        })
+    }
+
+    /// Which cache device a volume is on: where it was, else the one with the fewest volumes.
+    fn place(&self, registry: &Registry, config: &VolumeConfig) -> Result<usize> {
+        let kept = registry.store.find(&config.name).and_then(|keyed| keyed.key.placement.clone());
+        if let Some(kept) = kept {
+            return self.caches.iter().position(|cache| cache.uuid == kept.cache).ok_or_else(|| {
+                ControlError::new(
+                    ErrorKind::Unsafe,
+                    format!("volume {} is cached on {}, which is not here", config.name, kept.cache),
+                )
+                .remedy("attach its cache device; if it is lost for good: `forebay volume recover NAME --lost-cache`")
+            });
+        }
+        let load = |number: usize| {
+            registry.served.iter().filter(|served| usize::try_from(served.cache) == Ok(number)).count()
+        };
+        (0..self.caches.len()).min_by_key(|number| load(*number)).ok_or_else(|| {
+            ControlError::failed("a volume needs a cache device")
+                .remedy("add a [[cache]] section to the configuration")
+        })
+    }
+
+    /// Tells all reactors where subsystems live, and discovery what there is.
+    fn publish(&self, inner: &Inner) -> Result<()> {
+        let mut homes = BTreeMap::new();
+        for served in &inner.registry.served {
+            homes.insert(parse_nqn(&served.nqn)?, home_of(&inner.registry, served));
+        }
+        let directory = Arc::new(Directory { homes });
+        let records = self.discovery(inner)?;
+        self.reactors.each(move |service, context| {
+            service.directory = Arc::clone(&directory);
+            service.shard.target.set_discovery(records.clone(), context.now);
+        })?;
+        Ok(())
+    }
+
+    fn discovery(&self, inner: &Inner) -> Result<Vec<DiscoveryRecord>> {
+        let mut records = Vec::new();
+        let mut seen = BTreeSet::new();
+        for served in &inner.registry.served {
+            if !seen.insert(served.nqn.clone()) {
+                continue;
+            }
+            let any = self.config.security.any_host_from_loopback;
+            let hosts = access(&served.config, &inner.hosts, any)?;
+            for (port, address) in (0u16..).zip(&self.listening) {
+                let entry = discovery_entry(&served.nqn, port, address)?;
+                records.push(DiscoveryRecord { entry, hosts: hosts.clone() });
+            }
+        }
+        Ok(records)
+    }
+
+    /// Follows a job on its own thread until `done`, a cancellation or the end of the node.
+    fn follow(
+        self: &Arc<Self>,
+        job: JobHandle,
+        served: Served,
+        done: impl Fn(&Node, &Look) -> Option<Result<()>> + Send + 'static,
+        cancelled: impl Fn(&Node) + Send + 'static,
+    ) {
+        let node = Arc::clone(self);
+        let body = move || {
+            loop {
+                let look = match node.look(&served) {
+                    Ok(look) => look,
+                    Err(error) => return job.finish(Err(error)),
+                };
+                if let Some(result) = done(&node, &look) {
+                    return job.finish(result);
+                }
+                if job.is_cancelled() {
+                    cancelled(&node);
+                    return job.finish(Err(ControlError::failed("cancelled")));
+                }
+                job.progress(look.dirty_bytes, look.stall.clone());
+                thread::sleep(LOOK_EVERY);
+            }
+        };
+        // Without a thread the handle is dropped, and the job has failed.
+        let _ = thread::Builder::new().name("job".to_owned()).spawn(body);
+    }
+
+    fn look(&self, served: &Served) -> Result<Look> {
+        let (id, engine) = (served.id, served.engine);
+        self.reactors.call(served.reactor, move |service, _| {
+            let local = service.volumes.get(id);
+            let mode = local.map(|local| shown_mode(local.mode));
+            let drains = local.map_or(0, |local| local.drains);
+            let stall = local.and_then(|local| local.backing_error).map(|error| error.to_string());
+            let detached = local.is_none_or(|local| local.detached);
+            let dirty_bytes =
+                service.shard.engine(engine).and_then(|part| part.volume_stats(id)).map_or(0, |v| v.dirty_bytes);
+            Look { mode, drains, stall, detached, dirty_bytes }
+        })
+    }
+}
+
+/// How a volume is, for a job that follows it.
+pub(crate) struct Look {
+    mode: Option<Mode>,
+    drains: u64,
+    stall: Option<String>,
+    detached: bool,
+    dirty_bytes: u64,
+}
+
+/// The control plane's handle of the node.
+pub(crate) struct Handle(pub(crate) Arc<Node>);
+
+impl NodeControl for Handle {
+    fn stat(&self) -> Result<NodeStat> {
+        let node = &self.0;
+        let mut inner = node.lock();
+        let Inner { registry, sampler, state, .. } = &mut *inner;
+        sampler.sample(node, registry, *state)
+    }
+
+    fn create_volume(&self, volume: &VolumeConfig) -> Result<()> {
+        self.0.start_volume(volume)
+    }
+
+    fn delete_volume(&self, name: &str, discard_dirty: bool, job: JobHandle) -> Result<()> {
+        if discard_dirty {
+            return Err(ControlError::new(
+                ErrorKind::Unsupported,
+                "dirty data cannot be dropped yet: a volume is deleted after it is drained",
+            )
+            .remedy("delete it without dropping what is dirty"));
+        }
+        let served = self.0.lock().registry.find(name)?.clone();
+        let (nqn, nsid, home) = {
+            let inner = self.0.lock();
+            (parse_nqn(&served.nqn)?, served.nsid, home_of(&inner.registry, &served))
+        };
+        let alone = self.0.lock().registry.served.iter().filter(|s| s.nqn == served.nqn).count() == 1;
+        self.0.reactors.call(home, move |service, context| {
+            if alone {
+                service.shard.target.remove_subsystem(&nqn, context.now);
+            } else {
+                let _ = service.shard.target.remove_namespace(&nqn, nsid, context.now);
+            }
+        })?;
+        let (id, engine) = (served.id, served.engine);
+        self.0.reactors.call(served.reactor, move |service, context| {
+            let Some(part) = service.shard.engine(engine) else {
+                return Err(ControlError::failed("the cache of this volume is not served"));
+            };
+            part.detach(id).map_err(engine_error)?;
+            service.kick(context.now);
+            Ok(())
+        })??;
+        let gone = served.clone();
+        let done = move |node: &Node, look: &Look| look.detached.then(|| node.forget(&gone));
+        self.0.follow(job, served, done, |_| {});
+        Ok(())
+    }
+
+    fn set_mode(&self, name: &str, mode: Mode, job: JobHandle) -> Result<()> {
+        let served = {
+            let mut inner = self.0.lock();
+            let served = inner.registry.find(name)?.clone();
+            inner.registry.change(name, |key| key.target_mode = kept_mode(mode))?;
+            if mode == Mode::WriteBack {
+                // Cleared before the first acknowledgement that only the journal has.
+                inner.registry.change(name, |key| (key.mode, key.clean) = (kept_mode(mode), false))?;
+            }
+            served
+        };
+        let (id, engine) = (served.id, served.engine);
+        self.0.reactors.call(served.reactor, move |service, context| {
+            let Some(part) = service.shard.engine(engine) else {
+                return Err(ControlError::failed("the cache of this volume is not served"));
+            };
+            part.set_mode(id, engine_mode(mode)).map_err(engine_error)?;
+            service.kick(context.now);
+            Ok(())
+        })??;
+        let volume = name.to_owned();
+        let done = move |node: &Node, look: &Look| {
+            (look.mode == Some(mode)).then(|| node.mode_reached(&volume, mode))
+        };
+        self.0.follow(job, served, done, |_| {});
+        Ok(())
+    }
+
+    fn drain(&self, name: &str, job: JobHandle) -> Result<()> {
+        let served = self.0.lock().registry.find(name)?.clone();
+        let (id, engine) = (served.id, served.engine);
+        let before = self.0.look(&served)?.drains;
+        self.0.reactors.call(served.reactor, move |service, context| {
+            let Some(part) = service.shard.engine(engine) else {
+                return Err(ControlError::failed("the cache of this volume is not served"));
+            };
+            part.drain(id).map_err(engine_error)?;
+            service.kick(context.now);
+            Ok(())
+        })??;
+        let done = move |_: &Node, look: &Look| (look.drains > before).then_some(Ok(()));
+        let reactor = served.reactor;
+        let cancelled = move |node: &Node| {
+            let _ = node.reactors.call(reactor, move |service, _| {
+                service.shard.engine(engine).map(|part| part.cancel_drain(id))
+            });
+        };
+        self.0.follow(job, served, done, cancelled);
+        Ok(())
+    }
+
+    fn update_volume(&self, volume: &VolumeConfig) -> Result<()> {
+        let mut inner = self.0.lock();
+        let hosts = access(volume, &inner.hosts, self.0.config.security.any_host_from_loopback)?;
+        let served = inner.registry.find_mut(&volume.name)?;
+        served.config = volume.clone();
+        let served = served.clone();
+        let home = home_of(&inner.registry, &served);
+        let nqn = parse_nqn(&served.nqn)?;
+        self.0.reactors.call(home, move |service, context| {
+            service.shard.target.set_hosts(&nqn, hosts, context.now);
+        })?;
+        super::limits::apply(&self.0, &inner.registry, served.reactor, served.engine)
+    }
+
+    fn locate(&self, name: &str, range: LbaRange, pieces_max: usize) -> Result<Vec<Located>> {
+        let served = self.0.lock().registry.find(name)?.clone();
+        locate(&self.0, &served, range, pieces_max)
+    }
+
+    fn recover_lost_cache(&self, name: &str, _commit: bool) -> Result<LostCache> {
+        self.0.lock().registry.find(name)?;
+        Err(ControlError::new(ErrorKind::Unsafe, format!("the cache of volume {name} is not lost")))
+    }
+
+    fn set_hosts(&self, hosts: &[String]) -> Result<()> {
+        let mut inner = self.0.lock();
+        inner.hosts = hosts.to_vec();
+        for served in &inner.registry.served {
+            let any = self.0.config.security.any_host_from_loopback;
+            let access = access(&served.config, hosts, any)?;
+            let nqn = parse_nqn(&served.nqn)?;
+            let home = home_of(&inner.registry, served);
+            self.0.reactors.call(home, move |service, context| {
+                service.shard.target.set_hosts(&nqn, access, context.now);
+            })?;
+        }
+        self.0.publish(&inner)
+    }
+
+    fn inject_fault(&self, fault: &DeviceFault) -> Result<()> {
+        super::faults::inject(&self.0, &self.0.lock().registry, fault)
+    }
+}
+
+impl Node {
+    /// A volume is detached: its device is closed, its key becomes a tombstone.
+    fn forget(&self, served: &Served) -> Result<()> {
+        close_backing(&self.reactors, served.reactor, served.id);
+        let id = served.id;
+        self.reactors.call(served.reactor, move |service, _| {
+            service.shard.unserve(id);
+            service.volumes.remove(id);
+        })?;
+        let mut inner = self.lock();
+        let keyed = inner.registry.key(&served.config.name)?;
+        inner.registry.store.delete(served.uuid, keyed.revision).map_err(store_error)?;
+        inner.registry.served.retain(|other| other.id != served.id);
+        self.publish(&inner)
+    }
+
+    /// The engine is in the mode that was wanted: the key follows, `clean` with it.
+    fn mode_reached(&self, name: &str, mode: Mode) -> Result<()> {
+        let mut inner = self.lock();
+        inner.registry.change(name, |key| {
+            key.mode = kept_mode(mode);
+            key.clean = mode != Mode::WriteBack;
+        })?;
+        if let Ok(served) = inner.registry.find_mut(name) {
+            served.config.mode = mode;
+        }
+        Ok(())
+    }
+
+    /// Modes that were on their way when the node stopped go on.
+    pub(crate) fn resume_modes(&self) -> Vec<(String, Mode)> {
+        let inner = self.lock();
+        let keys = inner.registry.store.volumes().iter().map(|keyed| &keyed.key);
+        keys.filter(|key| key.mode != key.target_mode)
+            .map(|key| (key.name.clone(), from_kept(key.target_mode)))
+            .collect()
+    }
+
+    pub(crate) fn wait_attached(&self, reactor: u32, id: forebay_io::VolumeId) -> Result<()> {
+        wait_for(&self.reactors, reactor, move |service| {
+            service.volumes.get(id).is_none_or(|volume| volume.attached)
+        })
+    }
+}
+
+fn check_backing(
+    key: &forebay_cluster::VolumeKey,
+    config: &VolumeConfig,
+    info: &DeviceInfo,
+) -> Result<()> {
+    let refuse = |message: String, remedy: &str| {
+        Err(ControlError::new(ErrorKind::Unsafe, message).field("backing").value(&config.backing).remedy(remedy))
+    };
+    if key.backing_identity != info.identity {
+        return refuse(
+            format!(
+                "volume {} belongs to the backing device \"{}\", this is \"{}\"",
+                key.name, key.backing_identity, info.identity
+            ),
+            "give it its own backing device; nothing was changed",
+        );
+    }
+    if info.size < key.size {
+        return refuse(
+            format!("the backing device of volume {} has shrunk from {} to {} bytes", key.name, key.size, info.size),
+            "give it back its size; nothing was changed",
+        );
+    }
+    if key.block_size != config.block_size {
+        return refuse(
+            format!("volume {} was made with blocks of {} bytes, not {}", key.name, key.block_size, config.block_size),
+            "a block size is fixed when a volume is made",
+        );
+    }
+    Ok(())
+}
+
+/// Who may connect to a volume.
+fn access(config: &VolumeConfig, node: &[String], any: bool) -> Result<HostAccess> {
+    if any && config.hosts.is_none() && node.is_empty() {
+        return Ok(HostAccess::Any);
+    }
+    let names = config.hosts.as_deref().unwrap_or(node);
+    let hosts = names.iter().map(|name| parse_nqn(name)).collect::<Result<BTreeSet<_>>>()?;
+    Ok(HostAccess::Only(hosts))
+}
+
+/// The reactor of a volume's subsystem: that of its lowest namespace.
+fn home_of(registry: &Registry, volume: &Served) -> u32 {
+    let same = registry.served.iter().filter(|other| other.nqn == volume.nqn);
+    same.min_by_key(|other| other.nsid).map_or(volume.reactor, |first| first.reactor)
+}
+
+/// Whether hosts must flush: unless completed writes survive a power loss.
+fn volatile(cache: &CacheUnit) -> bool {
+    match cache.durability {
+        Durability::Auto => cache.info.volatile_write_cache,
+        Durability::Protected => false,
+        Durability::Volatile => true,
+    }
+}
+
+/// A serial number of 20 characters, the same on all nodes: a checksum of the subsystem's name.
+fn serial(nqn: &str) -> String {
+    let low = forebay_io::crc::crc32c(nqn.as_bytes());
+    let high = forebay_io::crc::crc32c(format!("forebay {nqn}").as_bytes());
+    format!("FB{high:08X}{low:08X}")
+}
+
+fn discovery_entry(nqn: &str, port: u16, address: &SocketAddr) -> Result<DiscoveryEntry> {
+    let ip = address.ip().to_canonical();
+    // An empty address stands for the one that the host asked at.
+    let traddr = if ip.is_unspecified() { String::new() } else { ip.to_string() };
+    Ok(DiscoveryEntry {
+        trtype: trtype::TCP,
+        adrfam: if ip.is_ipv4() { 1 } else { 2 },
+        subtype: SubsystemType::Nvm,
+        // Bit 2: hosts may turn flow control of submission queues off; no secure channel.
+        treq: 4,
+        portid: port,
+        cntlid: 0xffff,
+        asqsz: 32,
+        eflags: 0,
+        trsvcid: address.port().to_string(),
+        traddr,
+        subnqn: parse_nqn(nqn)?,
+        tsas: 0,
+    })
+}
+
+/// Which copies of a range are current, joined where neighbours agree.
+fn locate(node: &Node, served: &Served, range: LbaRange, pieces_max: usize) -> Result<Vec<Located>> {
+    let block_size = u64::from(served.config.block_size);
+    let total = served.size / block_size;
+    let blocks = range.blocks.min(total.saturating_sub(range.lba));
+    if range.lba >= total || blocks == 0 {
+        return Err(ControlError::new(ErrorKind::Invalid, "the range is beyond the end of the volume")
+            .field("lba")
+            .value(range.lba)
+            .accepted(format!("0 to {}", total - 1)));
+    }
+    let (id, engine) = (served.id, served.engine);
+    let first = range.lba * block_size / 4096;
+    let last = ((range.lba + blocks) * block_size).div_ceil(4096);
+    let found = node.reactors.call(served.reactor, move |service, _| {
+        service.shard.engine(engine).map(|part| part.locate(id, first, last - first, pieces_max))
+    })?;
+    let scale = 4096 / block_size;
+    Ok(found
+        .unwrap_or_default()
+        .into_iter()
+        .map(|piece| {
+            let lba = (piece.block * scale).max(range.lba);
+            let end = ((piece.block + piece.blocks) * scale).min(range.lba + blocks);
+            Located {
+                lba,
+                blocks: end - lba,
+                current: match piece.copy {
+                    forebay_cache::engine::CopyAt::Dirty => Copy::CacheDirty,
+                    forebay_cache::engine::CopyAt::Clean => Copy::CacheClean,
+                    forebay_cache::engine::CopyAt::Backing => Copy::Backing,
+                    forebay_cache::engine::CopyAt::Lost => Copy::Lost,
+                },
+                in_memory: piece.in_memory,
+                lsn: None,
+                place: None,
+            }
+        })
+        .collect())
+}

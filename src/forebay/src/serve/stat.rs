@@ -1,0 +1,385 @@
+//! Statistics of the node: a picture of each reactor, put together and held against the last one.
+
+use super::devices::{DeviceCounters, Unit};
+use super::live::as_f64;
+use super::net::Meta;
+use super::node::Node;
+use super::registry::{Registry, Served, shown_mode};
+use super::service::NodeService;
+use forebay_cache::engine::{Counts, EngineStats, VolumeStats};
+use forebay_control::error::Result;
+use forebay_control::stat::{
+    DeviceStat, Health, HostStat, Latency, ListenStat, MemoryStat, NodeInfo, NodeStat, NodeState,
+    OpStat, ReactorStat, SCHEMA_VERSION, VolumeState, VolumeStat,
+};
+use forebay_control::value::Durability;
+use forebay_io::{Device, DeviceError, Instant, VolumeId};
+use forebay_nvmf::target::{ControllerInfo, NamespaceCounters};
+use forebay_reactor::{PoolUsage, ReactorHandle, ReactorStats, StatsSnapshot};
+use hdrhistogram::Histogram;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A device at one moment.
+struct DevicePicture {
+    stat: DeviceStat,
+    counters: DeviceCounters,
+}
+
+/// A reactor at one moment.
+struct Picture {
+    now: Instant,
+    pool: PoolUsage,
+    connections: usize,
+    volumes: usize,
+    engines: Vec<EngineStats>,
+    engine_errors: Vec<Option<DeviceError>>,
+    caches: Vec<(u32, DevicePicture)>,
+    backings: Vec<(VolumeId, DevicePicture)>,
+    states: Vec<(VolumeId, Option<VolumeStats>, Option<String>)>,
+    controllers: Vec<(ControllerInfo, Option<Meta>)>,
+}
+
+/// Makes statistics; keeps what rates need.
+pub(crate) struct Sampler {
+    began: std::time::Instant,
+    reactors: Vec<Arc<ReactorStats>>,
+    last: Option<(std::time::Instant, NodeStat)>,
+    last_reactors: Vec<StatsSnapshot>,
+    /// Engine counters at the last sample, for hit ratios.
+    last_counts: BTreeMap<u32, Counts>,
+}
+
+impl Sampler {
+    pub(crate) fn new(handles: &[ReactorHandle]) -> Self {
+        let reactors: Vec<_> = handles.iter().map(|handle| Arc::clone(handle.stats())).collect();
+        let last_reactors = reactors.iter().map(|stats| stats.snapshot()).collect();
+        Self {
+            began: std::time::Instant::now(),
+            reactors,
+            last: None,
+            last_reactors,
+            last_counts: BTreeMap::new(),
+        }
+    }
+
+    /// Everything, now.
+    pub(crate) fn sample(
+        &mut self,
+        node: &Node,
+        registry: &Registry,
+        state: NodeState,
+    ) -> Result<NodeStat> {
+        let pictures = node.reactors.each(|service, context| picture(service, context.now))?;
+        let at = std::time::Instant::now();
+        let mut stat = NodeStat {
+            schema_version: SCHEMA_VERSION,
+            node: self.node(node, &pictures, state),
+            reactors: self.reactors(node, &pictures),
+            caches: caches(node, &pictures),
+            volumes: Vec::new(),
+            hosts: hosts(&pictures),
+        };
+        for served in &registry.served {
+            if let Some(volume) = self.volume(node, served, &pictures)? {
+                stat.volumes.push(volume);
+            }
+        }
+        stat.volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        if let Some((before_at, before)) = &self.last {
+            rates(&mut stat, before, at.duration_since(*before_at).as_secs_f64());
+        }
+        self.last = Some((at, stat.clone()));
+        Ok(stat)
+    }
+
+    fn node(&self, node: &Node, pictures: &[Picture], state: NodeState) -> NodeInfo {
+        let mut memory = MemoryStat::default();
+        for picture in pictures {
+            memory.hugepage_bytes += picture.pool.hugetlb as u64;
+            memory.ordinary_bytes += picture.pool.ordinary as u64;
+            memory.free_bytes += picture.pool.mapped.saturating_sub(picture.pool.bytes) as u64;
+            memory.index_bytes += picture.engines.iter().map(|e| e.memory_bytes).sum::<u64>();
+        }
+        NodeInfo {
+            name: node.config.node.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_s: self.began.elapsed().as_secs(),
+            state,
+            nqn_prefix: node.config.node.nqn_prefix.clone(),
+            listen: node
+                .listening
+                .iter()
+                .map(|address| ListenStat {
+                    transport: "tcp".to_owned(),
+                    address: address.ip().to_string(),
+                    port: address.port(),
+                })
+                .collect(),
+            memory,
+        }
+    }
+
+    fn reactors(&mut self, node: &Node, pictures: &[Picture]) -> Vec<ReactorStat> {
+        let now: Vec<_> = self.reactors.iter().map(|stats| stats.snapshot()).collect();
+        let before = core::mem::replace(&mut self.last_reactors, now.clone());
+        let nanos = |span: core::time::Duration| u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+        let rows = (0u32..).zip(now.iter().zip(&before)).zip(pictures);
+        rows.map(|((id, (now, before)), picture)| ReactorStat {
+            id,
+            core: super::start::core_of(&node.config, id).and_then(|core| u32::try_from(core).ok()),
+            busy_ns: nanos(now.busy),
+            idle_ns: nanos(now.spinning + now.asleep),
+            busy_percent: 100.0 * now.busy_share(before),
+            connections: u32::try_from(picture.connections).unwrap_or(u32::MAX),
+            volumes: u32::try_from(picture.volumes).unwrap_or(u32::MAX),
+        })
+        .collect()
+    }
+
+    fn volume(
+        &mut self,
+        node: &Node,
+        served: &Served,
+        pictures: &[Picture],
+    ) -> Result<Option<VolumeStat>> {
+        let Some(picture) = usize::try_from(served.reactor).ok().and_then(|at| pictures.get(at)) else {
+            return Ok(None);
+        };
+        let Some(engine) = picture.engines.get(served.engine) else { return Ok(None) };
+        let found = picture.states.iter().find(|(id, ..)| *id == served.id);
+        let Some((_, Some(inside), cause)) = found else { return Ok(None) };
+        let commands = node.commands_of(served)?;
+        let backing = picture.backings.iter().find(|(id, _)| *id == served.id);
+        let mut backing = backing.map(|(_, picture)| picture.stat.clone()).unwrap_or_default();
+        backing.errors = backing.errors.max(inside.backing_errors);
+        if let Some(at) = inside.backing_hanging {
+            backing.health = Health::Degraded;
+            let seconds = picture.now.since(at).as_secs();
+            backing.cause = Some(format!("no answer for {seconds} s"));
+        } else if let Some((at, error)) = inside.backing_failing {
+            backing.health = Health::Failed;
+            let seconds = picture.now.since(at).as_secs();
+            backing.cause = Some(format!("{error}, for {seconds} s"));
+        }
+        let state = match (&served.down, cause) {
+            (Some(_), _) => VolumeState::Down,
+            (None, Some(_)) => VolumeState::Degraded,
+            (None, None) => VolumeState::Active,
+        };
+        let block = u64::from(served.config.block_size);
+        let counts = engine.counts;
+        Ok(Some(VolumeStat {
+            name: served.config.name.clone(),
+            uuid: served.uuid.to_string(),
+            nguid: served.nguid.to_string().replace('-', ""),
+            nqn: served.nqn.clone(),
+            nsid: served.nsid,
+            state,
+            cause: served.down.clone().or_else(|| cause.clone()),
+            mode: shown_mode(inside.mode),
+            target_mode: shown_mode(inside.target),
+            size: served.size,
+            block_size: served.config.block_size,
+            owner_epoch: 0,
+            reactor: served.reactor,
+            cache: Some(served.cache),
+            backing,
+            read: ops(commands.reads, commands.blocks_read * block),
+            write: ops(commands.writes, commands.blocks_written * block),
+            flush: ops(commands.flushes, 0),
+            hits: counts.hits + counts.tier_hits + counts.zero_hits,
+            memory_hits: counts.tier_hits,
+            misses: counts.misses,
+            bypassed: 0,
+            hit_ratio: self.hit_ratio(served.cache, counts),
+            cached_bytes: engine.cached_blocks * 4096,
+            memory_tier_bytes: engine.tier_pages * 4096,
+            dirty_bytes: inside.dirty_bytes,
+            dirty_pinned_bytes: engine.dirty_bytes,
+            dirty_max: engine.dirty_limit,
+            oldest_dirty_ms: engine
+                .oldest_dirty
+                .filter(|_| inside.dirty_bytes > 0)
+                .map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+            destaged_bytes: engine.destaged_bytes,
+            destage_bytes_per_s: 0.0,
+            lost_bytes: inside.lost_bytes,
+        }))
+    }
+
+    fn hit_ratio(&mut self, cache: u32, now: Counts) -> Option<f64> {
+        let before = self.last_counts.insert(cache, now).unwrap_or_default();
+        let hits = |c: &Counts| c.hits + c.tier_hits + c.zero_hits;
+        let hits = hits(&now).saturating_sub(hits(&before));
+        let all = hits + now.misses.saturating_sub(before.misses);
+        (all > 0).then(|| as_f64(hits) / as_f64(all))
+    }
+}
+
+impl Node {
+    fn commands_of(&self, served: &Served) -> Result<NamespaceCounters> {
+        let nqn = super::attach::parse_nqn(&served.nqn)?;
+        let nsid = served.nsid;
+        // The namespace is counted where its subsystem lives; one reactor has it.
+        let all = self.reactors.each(move |service, _| {
+            service.shard.target.namespace_counters(&nqn, nsid)
+        })?;
+        Ok(all.into_iter().flatten().next().unwrap_or_default())
+    }
+}
+
+fn picture(service: &mut NodeService, now: Instant) -> Picture {
+    let engines: Vec<EngineStats> = service.shard.engines().map(|engine| engine.stats(now)).collect();
+    let engine_errors = (0..engines.len()).map(|at| service.volumes.cache_failure(at)).collect();
+    let mut states = Vec::new();
+    for (id, _) in &service.devices.backings {
+        let Some(engine) = service.volumes.get(*id).map(|volume| volume.engine) else { continue };
+        if let Some(part) = service.shard.engine(engine) {
+            states.push((*id, part.volume_stats(*id), part.cause(*id, now)));
+        }
+    }
+    let controllers: Vec<ControllerInfo> = service.shard.target.controllers().collect();
+    Picture {
+        now,
+        pool: service.pool.usage(),
+        connections: service.net.connections(),
+        volumes: service.volumes.len(),
+        engines,
+        engine_errors,
+        caches: service.devices.caches.iter_mut().map(|(n, unit)| (*n, device(unit))).collect(),
+        backings: service.devices.backings.iter_mut().map(|(id, unit)| (*id, device(unit))).collect(),
+        states,
+        controllers: controllers
+            .into_iter()
+            .map(|info| {
+                let admin = info.queues.first().map(|(_, conn, ..)| *conn);
+                let meta = admin.and_then(|conn| service.net.meta(conn));
+                (info, meta)
+            })
+            .collect(),
+    }
+}
+
+fn device(unit: &mut Unit) -> DevicePicture {
+    let info = unit.device.info();
+    let counters = unit.counters.clone();
+    let stat = DeviceStat {
+        uri: unit.uri.clone(),
+        identity: info.identity.clone(),
+        size: info.size,
+        block_size: info.block_size,
+        volatile_write_cache: info.volatile_write_cache,
+        health: Health::Ok,
+        cause: None,
+        in_flight: u32::try_from(unit.in_flight()).unwrap_or(u32::MAX),
+        errors: counters.errors,
+        read: OpStat { latency: latency(&counters.reads), ..ops(counters.read_ops, counters.read_bytes) },
+        write: OpStat {
+            latency: latency(&counters.writes),
+            ..ops(counters.write_ops, counters.write_bytes)
+        },
+    };
+    unit.counters.reads.reset();
+    unit.counters.writes.reset();
+    DevicePicture { stat, counters }
+}
+
+fn ops(ops: u64, bytes: u64) -> OpStat {
+    OpStat { ops, bytes, ..OpStat::default() }
+}
+
+fn latency(histogram: &Histogram<u32>) -> Option<Latency> {
+    if histogram.is_empty() {
+        return None;
+    }
+    let at = |quantile: f64| as_f64(histogram.value_at_quantile(quantile)) / 1000.0;
+    Some(Latency {
+        mean_us: histogram.mean() / 1000.0,
+        p50_us: at(0.5),
+        p99_us: at(0.99),
+        p999_us: at(0.999),
+        p9999_us: at(0.9999),
+        max_us: as_f64(histogram.max()) / 1000.0,
+    })
+}
+
+fn caches(node: &Node, pictures: &[Picture]) -> Vec<DeviceStat> {
+    let mut all: Vec<(u32, DeviceStat)> = Vec::new();
+    for picture in pictures {
+        for (position, (number, found)) in picture.caches.iter().enumerate() {
+            let mut stat = found.stat.clone();
+            let engine = picture.engines.get(position);
+            let failed = engine.and_then(|engine| engine.cache_failed);
+            let error = picture.engine_errors.get(position).copied().flatten();
+            if let Some((at, error)) = failed {
+                stat.health = Health::Failed;
+                stat.cause = Some(format!("{error}, {} s ago", picture.now.since(at).as_secs()));
+            } else if let Some(error) = error.or(found.counters.last_error) {
+                stat.health = Health::Degraded;
+                stat.cause = Some(format!("last error: {error}"));
+            } else if let Some(at) = engine.and_then(|engine| engine.cache_hanging) {
+                stat.health = Health::Degraded;
+                stat.cause = Some(format!("no answer for {} s", picture.now.since(at).as_secs()));
+            }
+            if let Some(cache) = usize::try_from(*number).ok().and_then(|at| node.caches.get(at)) {
+                stat.volatile_write_cache = match cache.durability {
+                    Durability::Auto => stat.volatile_write_cache,
+                    Durability::Protected => false,
+                    Durability::Volatile => true,
+                };
+            }
+            all.push((*number, stat));
+        }
+    }
+    all.sort_by_key(|(number, _)| *number);
+    all.into_iter().map(|(_, stat)| stat).collect()
+}
+
+fn hosts(pictures: &[Picture]) -> Vec<HostStat> {
+    let mut all = Vec::new();
+    let all_controllers =
+        pictures.iter().flat_map(|p| p.controllers.iter().map(move |found| (p.now, found)));
+    for (now, (info, meta)) in all_controllers {
+        let Some(subsystem) = &info.subnqn else { continue };
+        all.push(HostStat {
+            nqn: info.host.nqn.to_string(),
+            host_id: forebay_io::Uuid(info.host.id).to_string(),
+            subsystem: subsystem.to_string(),
+            address: meta.map(|meta| meta.peer.to_string()).unwrap_or_default(),
+            controller: info.cntlid,
+            io_queues: u32::try_from(info.queues.len().saturating_sub(1)).unwrap_or(u32::MAX),
+            in_flight: info.queues.iter().map(|(.., commands)| *commands).sum(),
+            header_digest: meta.is_some_and(|meta| meta.digests.header),
+            data_digest: meta.is_some_and(|meta| meta.digests.data),
+            connected_s: meta.map_or(0, |meta| now.since(meta.since).as_secs()),
+        });
+    }
+    all.sort_by(|a, b| a.nqn.cmp(&b.nqn).then(a.controller.cmp(&b.controller)));
+    all
+}
+
+/// Rates of everything over the time since the last sample.
+fn rates(stat: &mut NodeStat, before: &NodeStat, seconds: f64) {
+    if seconds <= 0.0 {
+        return;
+    }
+    let rate = |now: &mut OpStat, then: &OpStat| {
+        now.iops = as_f64(now.ops.saturating_sub(then.ops)) / seconds;
+        now.bytes_per_s = as_f64(now.bytes.saturating_sub(then.bytes)) / seconds;
+    };
+    for (now, then) in stat.caches.iter_mut().zip(&before.caches) {
+        rate(&mut now.read, &then.read);
+        rate(&mut now.write, &then.write);
+    }
+    for now in &mut stat.volumes {
+        let Some(then) = before.volume(&now.name) else { continue };
+        rate(&mut now.read, &then.read);
+        rate(&mut now.write, &then.write);
+        rate(&mut now.flush, &then.flush);
+        rate(&mut now.backing.read, &then.backing.read);
+        rate(&mut now.backing.write, &then.backing.write);
+        let destaged = now.destaged_bytes.saturating_sub(then.destaged_bytes);
+        now.destage_bytes_per_s = as_f64(destaged) / seconds;
+    }
+}
