@@ -5,6 +5,7 @@ use super::ops::What;
 use super::segments::State;
 use super::stream::{BATCH_BYTES, Batch, IN_FLIGHT_MAX, SECOND_FROM, Sent};
 use super::types::Event;
+use super::volume::Volume;
 use super::{Cx, Engine};
 use crate::format::batch::{BatchBuilder, Placed, SegmentName};
 use crate::format::geometry::LogStream;
@@ -121,21 +122,30 @@ impl<B: Buf> Engine<B> {
 
     /// The first journal batch of a segment says what is committed: older segments may be freed.
     fn commit_marks(&mut self) {
-        for index in 0..self.vols.bound() {
-            let Some(vol) = self.vols.get(index) else { continue };
-            let record = Record {
-                kind: Kind::Commit,
-                moved: false,
-                clean: false,
-                volume: vol.index,
-                generation: vol.generation,
-                block: 0,
-                blocks: 0,
-                lsn: Lsn(vol.committed),
-                epoch: vol.epoch,
-                slot: 0,
-            };
-            self.put_mark(LogStream::Journal, &record);
+        for place in 0..self.vols.bound() {
+            let Some(vol) = self.vols.get(place) else { continue };
+            let (record, committed) = (Self::commit_record(vol), vol.committed);
+            let ordinal = self.put_mark(LogStream::Journal, &record);
+            let seg = self.streams[usize::from(LogStream::Journal.code())].seg;
+            if let (Some(_), Some(seg), Some(vol)) = (ordinal, seg, self.vols.get_mut(place)) {
+                vol.marked = (committed, ordinal, seg);
+            }
+        }
+    }
+
+    /// All numbers of a volume up to the last committed one are accounted for.
+    pub(super) fn commit_record(vol: &Volume) -> Record {
+        Record {
+            kind: Kind::Commit,
+            moved: false,
+            clean: false,
+            volume: vol.index,
+            generation: vol.generation,
+            block: 0,
+            blocks: 0,
+            lsn: Lsn(vol.committed),
+            epoch: vol.epoch,
+            slot: 0,
         }
     }
 

@@ -272,6 +272,7 @@ impl<B: Buf> Engine<B> {
             next_lsn: last + 1,
             persisted: last,
             committed: last,
+            marked: (0, None, u32::MAX),
             pending: VecDeque::new(),
             ranges,
             dirty,
@@ -455,6 +456,7 @@ impl<B: Buf> Engine<B> {
         let generation = sb.take_generation();
         vol.caching = false;
         vol.generation = generation;
+        vol.marked = (0, None, u32::MAX);
         if let Some(at) = sb.volumes.iter().position(|entry| entry.index == old) {
             let mut entry = sb.volumes.remove(at);
             entry.generation = generation;

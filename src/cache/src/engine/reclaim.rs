@@ -264,7 +264,7 @@ impl<B: Buf> Engine<B> {
         if self.reclaim.reads > 0 || self.reclaim.next < self.reclaim.keep.len() {
             return;
         }
-        if !self.move_ranges(cx) {
+        if !self.move_ranges(cx) || !self.account(cx) {
             return;
         }
         self.close_batch(LogStream::Reinsert);
@@ -392,6 +392,33 @@ impl<B: Buf> Engine<B> {
         }
         self.reclaim.log = Some(log);
         done
+    }
+
+    /// Before a journal segment is freed a mark in another one accounts for its numbers: else they
+    /// would seem to be missing. `false` while there is no room.
+    fn account<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) -> bool {
+        let seg = self.reclaim.seg;
+        if self.segs.get(seg).is_none_or(|s| s.stream != LogStream::Journal) {
+            return true;
+        }
+        for place in 0..self.vols.bound() {
+            let Some(vol) = self.vols.get(place) else { continue };
+            let (lsn, ordinal, at) = vol.marked;
+            if lsn == vol.committed && at != seg {
+                self.reclaim.journal = self.reclaim.journal.max(ordinal);
+                continue;
+            }
+            let record = Self::commit_record(vol);
+            let committed = vol.committed;
+            let Some((ordinal, at)) = self.append_mark(cx, LogStream::Journal, 0, &record) else {
+                return false;
+            };
+            self.reclaim.journal = self.reclaim.journal.max(Some(ordinal));
+            if let Some(vol) = self.vols.get_mut(place) {
+                vol.marked = (committed, Some(ordinal), at);
+            }
+        }
+        true
     }
 
     /// Moved blocks are on the device in their new place.

@@ -74,6 +74,8 @@ pub(super) struct Volume {
     pub(super) next_lsn: u64,
     pub(super) persisted: u64,
     pub(super) committed: u64,
+    /// The last commit mark: its number, the journal batch (by ordinal) and segment it is in.
+    pub(super) marked: (u64, Option<u64>, u32),
     pub(super) pending: VecDeque<Pending>,
     pub(super) ranges: RangeMap,
     /// Dirty blocks in the index.

@@ -150,7 +150,9 @@ impl World {
             let mut disk = Disk::new(info, setup.backing_volatile, seed + 1 + n as u64);
             disk.latency = (100_000, 3_000_000);
             backing.push(disk);
-            model.push(Model::new(*size));
+            let mut flat = Model::new(*size);
+            flat.acked_is_durable = !setup.volatile;
+            model.push(flat);
             modes.push(*mode);
         }
         let mut world = Self {
@@ -375,11 +377,11 @@ impl World {
                 Outcome::Done,
             ) => {
                 self.writes_acked += 1;
-                model.ended(asked.offset, asked.len, asked.write, self.now, horizon);
+                model.ended(asked.offset, asked.len, asked.write, self.now, horizon, asked.fua);
             }
             (RequestOp::CompareAndWrite, Outcome::Done) => {
                 assert_ne!(asked.expect, Some(false), "a compare that must fail succeeded: {asked:?}");
-                model.ended(asked.offset, asked.len, asked.write, self.now, horizon);
+                model.ended(asked.offset, asked.len, asked.write, self.now, horizon, asked.fua);
             }
             (RequestOp::CompareAndWrite, Outcome::Failed(BlockError::CompareFailed)) => {
                 assert_ne!(asked.expect, Some(true), "a compare that must succeed failed: {asked:?}");
@@ -389,8 +391,11 @@ impl World {
             (RequestOp::Compare, Outcome::Failed(BlockError::CompareFailed)) => {
                 assert_ne!(asked.expect, Some(true), "{asked:?}");
             }
-            (_, Outcome::Failed(_)) => self.failures += 1,
-            (RequestOp::Flush, Outcome::Done) => {}
+            (_, Outcome::Failed(error)) => {
+                assert_ne!(error, BlockError::Internal, "{asked:?}");
+                self.failures += 1;
+            }
+            (RequestOp::Flush, Outcome::Done) => model.flushed(asked.start),
         }
     }
 
@@ -490,6 +495,9 @@ impl World {
         self.cache.crash(power);
         for disk in &mut self.backing {
             disk.crash(power);
+        }
+        if power {
+            self.model.iter_mut().for_each(Model::power_lost);
         }
         self.asked.clear();
         self.events.clear();

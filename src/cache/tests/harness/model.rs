@@ -30,18 +30,22 @@ struct Change {
     end: Option<u64>,
     /// It happens for certain once it is acknowledged (a deallocate may be ignored).
     certain: bool,
+    /// A power loss does not undo it.
+    durable: bool,
 }
 
 /// The history of each sector, cut to what can still be seen.
 pub struct Model {
     sectors: Vec<VecDeque<Change>>,
+    /// Acknowledged is durable (no volatile cache).
+    pub acked_is_durable: bool,
 }
 
 impl Model {
     pub fn new(size: u64) -> Self {
-        let first = Change { write: 0, zero: true, start: 0, end: Some(0), certain: true };
+        let first = Change { write: 0, zero: true, start: 0, end: Some(0), certain: true, durable: true };
         let n = usize::try_from(size.div_ceil(SECTOR)).unwrap();
-        Self { sectors: vec![VecDeque::from([first]); n] }
+        Self { sectors: vec![VecDeque::from([first]); n], acked_is_durable: true }
     }
 
     fn range(offset: u64, len: u64) -> std::ops::Range<usize> {
@@ -50,19 +54,35 @@ impl Model {
 
     pub fn started(&mut self, offset: u64, len: u64, write: u64, zero: bool, certain: bool, now: u64) {
         for at in Self::range(offset, len) {
-            self.sectors[at].push_back(Change { write, zero, start: now, end: None, certain });
+            self.sectors[at].push_back(Change { write, zero, start: now, end: None, certain, durable: false });
         }
     }
 
     /// A change was acknowledged. Everything that is under way began at `horizon` or later.
-    pub fn ended(&mut self, offset: u64, len: u64, write: u64, now: u64, horizon: u64) {
+    pub fn ended(&mut self, offset: u64, len: u64, write: u64, now: u64, horizon: u64, fua: bool) {
         for at in Self::range(offset, len) {
             let sector = &mut self.sectors[at];
             for change in sector.iter_mut().filter(|change| change.write == write) {
                 change.end = Some(now);
+                change.durable |= fua || self.acked_is_durable;
             }
-            let all = sector.clone();
+            let mut all = sector.clone();
+            all.retain(|change| change.durable);
             sector.retain(|change| !Self::dead(&all, change, horizon));
+        }
+    }
+
+    /// A host's Flush that began at `start` ended.
+    pub fn flushed(&mut self, start: u64) {
+        for change in self.sectors.iter_mut().flatten() {
+            change.durable |= change.end.is_some_and(|end| end <= start);
+        }
+    }
+
+    /// Power was lost: what was not durable may have happened or not.
+    pub fn power_lost(&mut self) {
+        for change in self.sectors.iter_mut().flatten().filter(|change| !change.durable) {
+            change.end = None;
         }
     }
 
@@ -83,8 +103,7 @@ impl Model {
         }
     }
 
-    /// After a power loss of a device with a volatile cache: only what ended before `durable` is
-    /// certain. Nothing to do for others.
+    /// Checks what a read that began at `start` saw.
     pub fn check_read(&mut self, offset: u64, data: &[u8], start: u64, now: u64) {
         for (at, sector) in Self::range(offset, data.len() as u64).zip(data.chunks(512)) {
             let zero = sector.iter().all(|byte| *byte == 0);

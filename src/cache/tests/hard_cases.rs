@@ -1,0 +1,611 @@
+//! The hard cases of the design, each by name.
+
+mod harness;
+
+use forebay_cache::engine::{CacheMode, ControlError, Event, Limits, OnFailure};
+use forebay_io::{BlockError, DeviceError, Duration, Instant, Outcome, RequestOp};
+use harness::{Setup, World};
+
+const K: u64 = 4096;
+
+fn world(seed: u64, mode: CacheMode) -> World {
+    World::new(seed, Setup { volumes: vec![(2 << 20, 4096, mode)], tier_pages: 0, ..Setup::default() })
+}
+
+fn lazy(seed: u64, mode: CacheMode) -> World {
+    let limits = Limits { dirty_age: Duration::from_secs(3600), ..Limits::default() };
+    World::new(seed, Setup { volumes: vec![(2 << 20, 4096, mode)], tier_pages: 0, limits, ..Setup::default() })
+}
+
+/// Bytes of a sector's write number.
+fn writes_in(data: &[u8]) -> Vec<u64> {
+    data.chunks(4096).map(|block| u64::from_le_bytes(block[..8].try_into().unwrap())).collect()
+}
+
+#[test]
+fn overwrite_while_its_destage_is_in_flight() {
+    for seed in 0..40 {
+        let mut w = lazy(seed, CacheMode::WriteBack);
+        w.backing[0].latency = (1_000_000, 2_000_000);
+        w.write(0, 0, 8 * K);
+        w.engine.drain(World::id(0)).unwrap();
+        while w.backing[0].in_flight() == 0 {
+            w.step();
+        }
+        w.write(0, 2 * K, 2 * K);
+        w.wait_for(|e| matches!(e, Event::Drained { .. }));
+        w.check_all(0);
+        w.check_backing(0);
+        assert_eq!(w.backing[0].overlaps, 0);
+    }
+}
+
+#[test]
+fn fill_racing_a_write_to_the_same_block() {
+    for seed in 0..60 {
+        let mut w = world(seed, CacheMode::WriteBack);
+        let read = w.ask(0, RequestOp::Read, 0, 4 * K);
+        for _ in 0..w.rng.below(20) {
+            w.step();
+        }
+        let write = w.ask(0, RequestOp::Write, K, K);
+        w.wait_done(read);
+        w.wait_done(write);
+        w.run_for(10_000_000);
+        w.check_all(0);
+        w.crash(false);
+        w.check_all(0);
+        w.drain(0);
+        w.crash(true);
+        w.check_all(0);
+    }
+}
+
+#[test]
+fn fill_racing_a_write_that_goes_around_the_cache() {
+    for seed in 0..60 {
+        for mode in [CacheMode::WriteAround, CacheMode::WriteThrough] {
+            let mut w = world(seed, mode);
+            let read = w.ask(0, RequestOp::Read, 0, 4 * K);
+            for _ in 0..w.rng.below(20) {
+                w.step();
+            }
+            let write = w.ask(0, RequestOp::Write, K, K);
+            w.wait_done(read);
+            w.wait_done(write);
+            w.run_for(10_000_000);
+            w.check_all(0);
+            w.crash(seed % 2 == 0);
+            w.check_all(0);
+        }
+    }
+}
+
+#[test]
+fn fill_racing_an_eviction() {
+    for seed in 0..8 {
+        let setup = Setup {
+            volumes: vec![(16 << 20, 4096, CacheMode::WriteBack)],
+            cache_bytes: 4 << 20,
+            segment_slots: 32,
+            tier_pages: 0,
+            ..Setup::default()
+        };
+        let mut w = World::new(seed, setup);
+        for _ in 0..3000 {
+            while w.asked.len() > 24 {
+                w.step();
+            }
+            let block = w.rng.below(4096);
+            let op = if w.rng.below(4) == 0 { RequestOp::Write } else { RequestOp::Read };
+            w.ask(0, op, block * K, K);
+        }
+        w.quiesce();
+        let stats = w.engine.stats(Instant(w.now));
+        assert!(stats.reclaimed[2] > 100 && stats.counts.fills > 300, "{stats:?}");
+        w.crash(false);
+        w.check_all(0);
+    }
+}
+
+#[test]
+fn read_during_a_mode_switch() {
+    use CacheMode::{PassThrough, WriteAround, WriteBack, WriteThrough};
+    for seed in 0..12 {
+        let mut w = world(seed, WriteBack);
+        for mode in [WriteThrough, WriteAround, PassThrough, WriteBack, PassThrough, WriteThrough, WriteBack, WriteAround, WriteBack] {
+            for _ in 0..30 {
+                w.random_op(0);
+            }
+            w.engine.set_mode(World::id(0), mode).unwrap();
+            let mut slowest = 0;
+            while !w.events.contains(&Event::ModeChanged { volume: World::id(0), mode }) {
+                let asked = w.now;
+                let block = w.rng.below(512);
+                let tag = w.ask(0, RequestOp::Read, block * K, K);
+                w.wait_done(tag);
+                slowest = slowest.max(w.now - asked);
+                assert_eq!(w.done[&tag], Outcome::Done);
+            }
+            w.events.clear();
+            w.modes[0] = mode;
+            // No read waits for the switch: a few backing reads at most.
+            assert!(slowest < 20_000_000, "a read took {slowest} ns in a switch to {mode:?}");
+        }
+        w.quiesce();
+        w.drain(0);
+        w.check_backing(0);
+    }
+}
+
+#[test]
+fn pass_through_leaves_the_backing_device_identical_and_nothing_stale_comes_back() {
+    for seed in 0..20 {
+        let mut w = world(seed, CacheMode::WriteBack);
+        for _ in 0..100 {
+            w.random_op(0);
+        }
+        w.quiesce();
+        w.set_mode(0, CacheMode::PassThrough);
+        w.check_backing(0);
+        w.write(0, 0, 64 * K);
+        w.check_backing(0);
+        w.crash(seed % 2 == 0);
+        w.check_all(0);
+        w.set_mode(0, CacheMode::WriteBack);
+        w.check_all(0);
+        w.crash(false);
+        w.check_all(0);
+    }
+}
+
+#[test]
+fn discard_and_write_zeroes_against_dirty_clean_and_in_flight_data() {
+    for seed in 0..40 {
+        for op in [RequestOp::WriteZeroes { deallocate: false }, RequestOp::Deallocate] {
+            let mut w = lazy(seed, CacheMode::WriteBack);
+            w.write(0, 0, 32 * K);
+            w.read(0, 64 * K, 32 * K);
+            w.run_for(10_000_000);
+            let flying = w.ask(0, RequestOp::Write, 128 * K, 32 * K);
+            let tags = [w.ask(0, op, 0, 40 * K), w.ask(0, op, 60 * K, 40 * K), w.ask(0, op, 120 * K, 60 * K)];
+            for tag in tags.into_iter().chain([flying]) {
+                assert_eq!(w.wait_done(tag), Outcome::Done);
+            }
+            let data = w.read(0, 0, 40 * K);
+            assert!(data.iter().all(|byte| *byte == 0), "{op:?} reads as zeroes");
+            w.write(0, 8 * K, 2 * K);
+            w.crash(seed % 2 == 0);
+            w.check_all(0);
+            assert!(w.read(0, 20 * K, 20 * K).iter().all(|byte| *byte == 0));
+            w.drain(0);
+            w.check_backing(0);
+            w.crash(true);
+            w.check_all(0);
+        }
+    }
+}
+
+#[test]
+fn compare_and_write_is_atomic_between_overlapping_ones() {
+    for seed in 0..40 {
+        let setup = Setup { volumes: vec![(1 << 20, 512, CacheMode::WriteBack)], ..Setup::default() };
+        let mut w = World::new(seed, setup);
+        w.write(0, 512, 512);
+        let now = w.read(0, 512, 512);
+        // Many with the same expectation at once: one wins.
+        let tags: Vec<u64> = (0..8)
+            .map(|_| w.ask_with(0, RequestOp::CompareAndWrite, 512, 512, false, Some((now.clone(), None))))
+            .collect();
+        let won = tags.into_iter().filter(|tag| w.wait_done(*tag) == Outcome::Done).count();
+        assert_eq!(won, 1);
+        w.crash(false);
+        assert_ne!(w.read(0, 512, 512), now);
+    }
+}
+
+#[test]
+fn sub_block_writes_on_a_512_byte_namespace() {
+    for seed in 0..40 {
+        let setup = Setup { volumes: vec![(1 << 20, 512, CacheMode::WriteBack)], ..Setup::default() };
+        let mut w = World::new(seed, setup);
+        // All sectors of a few blocks at once, in any order.
+        let mut tags = Vec::new();
+        for n in 0..64 {
+            let sector = (n * 37) % 64;
+            tags.push(w.ask(0, RequestOp::Write, sector * 512, 512));
+        }
+        for tag in tags {
+            assert_eq!(w.wait_done(tag), Outcome::Done);
+        }
+        w.check_all(0);
+        w.crash(true);
+        w.check_all(0);
+        w.drain(0);
+        w.check_backing(0);
+    }
+}
+
+#[test]
+fn io_across_the_end_of_the_namespace() {
+    let size = (1 << 20) + 512 * 5;
+    for mode in [CacheMode::WriteBack, CacheMode::WriteThrough, CacheMode::WriteAround, CacheMode::PassThrough] {
+        let setup = Setup { volumes: vec![(size, 512, mode)], ..Setup::default() };
+        let mut w = World::new(3, setup);
+        w.write(0, size - 512 * 7, 512 * 7);
+        w.read(0, size - 512 * 9, 512 * 9);
+        let tag = w.ask(0, RequestOp::WriteZeroes { deallocate: false }, size - 512 * 300, 512 * 300);
+        assert_eq!(w.wait_done(tag), Outcome::Done);
+        w.write(0, size - 512, 512);
+        w.drain(0);
+        w.check_backing(0);
+        w.crash(true);
+        w.check_all(0);
+    }
+}
+
+#[test]
+fn a_range_beyond_the_end_is_refused_and_changes_nothing() {
+    use forebay_io::{HeapPool, Lba, Payload, Request, Tag};
+    let mut w = world(1, CacheMode::WriteBack);
+    let request = Request {
+        tag: Tag(77),
+        volume: World::id(0),
+        op: RequestOp::Read,
+        lba: Lba(511),
+        blocks: 2,
+        fua: false,
+    };
+    w.engine.handle_request(&request, Payload::None, &mut HeapPool, Instant(w.now));
+    let event = w.engine.poll_event(&mut Vec::new());
+    let outcome = Outcome::Failed(BlockError::Internal);
+    assert_eq!(event, Some(Event::Done { tag: Tag(77), outcome }));
+}
+
+#[test]
+fn a_cache_device_full_of_dirty_data() {
+    for seed in 0..6 {
+        let setup = Setup {
+            volumes: vec![(16 << 20, 4096, CacheMode::WriteBack)],
+            cache_bytes: 4 << 20,
+            segment_slots: 32,
+            ..Setup::default()
+        };
+        let mut w = World::new(seed, setup);
+        w.backing[0].faults.write = Some(DeviceError::Io(5));
+        // Writes go on to the bound, then wait; none is lost and reads go on.
+        for n in 0..4000u64 {
+            if w.asked.len() > 40 {
+                break;
+            }
+            let block = (n * 7) % 4096;
+            w.ask(0, RequestOp::Write, block * K, K);
+            w.step();
+        }
+        w.run_for(50_000_000);
+        let stats = w.engine.stats(Instant(w.now));
+        assert!(stats.dirty_bytes * 10 >= stats.dirty_limit * 9, "{stats:?}");
+        assert!(!w.asked.is_empty(), "some wait");
+        assert!(w.events.iter().any(|e| matches!(e, Event::BackingFailing { .. })));
+        w.read(0, 0, K);
+        w.backing[0].faults.write = None;
+        w.quiesce();
+        assert!(w.events.iter().any(|e| matches!(e, Event::BackingBack { .. })));
+        w.drain(0);
+        w.check_all(0);
+        w.check_backing(0);
+    }
+}
+
+#[test]
+fn the_backing_device_fails_hangs_and_vanishes_and_destage_resumes_by_itself() {
+    for (seed, error) in [(1, DeviceError::Io(5)), (2, DeviceError::Gone), (3, DeviceError::NoSpace)] {
+        let mut w = world(seed, CacheMode::WriteBack);
+        w.write(0, 0, 64 * K);
+        let faults = &mut w.backing[0].faults;
+        (faults.write, faults.flush, faults.read) = (Some(error), Some(error), Some(error));
+        w.run_for(500_000_000);
+        w.write(0, 64 * K, 64 * K);
+        assert_eq!(w.read(0, 0, 128 * K).len() as u64, 128 * K);
+        let tag = w.ask(0, RequestOp::Read, 300 * K, K);
+        assert_eq!(w.wait_done(tag), Outcome::Failed(BlockError::NotReady), "a miss");
+        let cause = w.engine.cause(World::id(0), Instant(w.now)).unwrap();
+        assert!(cause.contains("backing device fails"), "{cause}");
+        w.backing[0].faults = Default::default();
+        w.drain(0);
+        w.check_all(0);
+        w.check_backing(0);
+        assert_eq!(w.engine.cause(World::id(0), Instant(w.now)), None);
+    }
+    // Hanging: what was in flight takes effect later; nothing overlaps it meanwhile.
+    let limits = Limits {
+        dirty_age: Duration::from_millis(5),
+        op_timeout: Duration::from_millis(300),
+        ..Limits::default()
+    };
+    let setup = Setup { limits, tier_pages: 0, ..Setup::default() };
+    let mut w = World::new(4, setup);
+    w.write(0, 0, 16 * K);
+    while w.backing[0].in_flight() == 0 {
+        w.step();
+    }
+    w.backing[0].faults.hang = true;
+    w.run_for(1_000_000_000);
+    assert!(w.engine.volume_stats(World::id(0)).unwrap().backing_hanging.is_some());
+    w.write(0, 0, 16 * K);
+    w.read(0, 0, 16 * K);
+    let miss = w.ask(0, RequestOp::Read, 400 * K, K);
+    assert_eq!(w.wait_done(miss), Outcome::Failed(BlockError::NotReady));
+    assert_eq!(w.backing[0].overlaps, 0);
+    w.backing[0].faults.hang = false;
+    w.drain(0);
+    w.check_backing(0);
+    assert_eq!(w.backing[0].overlaps, 0);
+}
+
+#[test]
+fn requests_wait_for_a_failing_backing_device_if_so_configured() {
+    for mode in [CacheMode::PassThrough, CacheMode::WriteThrough, CacheMode::WriteAround] {
+        let setup = Setup {
+            volumes: vec![(2 << 20, 4096, mode)],
+            on_failure: OnFailure::Wait,
+            tier_pages: 0,
+            ..Setup::default()
+        };
+        let mut w = World::new(9, setup);
+        let faults = &mut w.backing[0].faults;
+        (faults.write, faults.read) = (Some(DeviceError::Io(5)), Some(DeviceError::Io(5)));
+        let tags = [w.ask(0, RequestOp::Write, 0, 4 * K), w.ask(0, RequestOp::Read, 64 * K, 4 * K)];
+        w.run_for(300_000_000);
+        assert_eq!(w.asked.len(), 2, "{mode:?}: {:?}", w.done);
+        w.backing[0].faults = Default::default();
+        for tag in tags {
+            assert_eq!(w.wait_done(tag), Outcome::Done);
+        }
+        w.check_all(0);
+        w.drain(0);
+        w.check_backing(0);
+    }
+}
+
+#[test]
+fn error_on_any_single_read_or_write_at_any_point() {
+    let mut injected = 0;
+    for seed in 0..60 {
+        let setup = Setup {
+            volumes: vec![(1 << 20, 4096, CacheMode::WriteBack)],
+            cache_bytes: 5 << 20,
+            limits: Limits { dirty_age: Duration::from_millis(3), ..Limits::default() },
+            ..Setup::default()
+        };
+        let mut w = World::new(seed, setup);
+        w.cache.faults.one_in = if seed % 2 == 0 { 100 } else { 0 };
+        w.backing[0].faults.one_in = if seed % 2 == 1 { 20 } else { 0 };
+        for _ in 0..400 {
+            while w.asked.len() > 16 {
+                w.step();
+            }
+            w.random_op(0);
+        }
+        w.quiesce();
+        injected += w.cache.injected + w.backing[0].injected;
+        (w.cache.faults, w.backing[0].faults) = Default::default();
+        if w.events.iter().any(|e| matches!(e, Event::CacheFailed { .. })) {
+            continue;
+        }
+        w.check_all(0);
+        w.drain(0);
+        w.check_backing(0);
+        w.crash(false);
+        w.check_all(0);
+    }
+    assert!(injected > 500, "{injected}");
+}
+
+#[test]
+fn the_cache_device_fails_clean_reads_and_writes_go_on_dirty_ranges_are_listed() {
+    let mut w = lazy(5, CacheMode::WriteBack);
+    w.write(0, 0, 8 * K);
+    w.drain(0);
+    w.write(0, 4 * K, 2 * K);
+    let error = DeviceError::Gone;
+    let faults = &mut w.cache.faults;
+    (faults.read, faults.write, faults.flush) = (Some(error), Some(error), Some(error));
+    // A clean block is served from the backing device, and the failure is noticed.
+    w.read(0, 0, 2 * K);
+    w.wait_for(|e| matches!(e, Event::CacheFailed { .. }));
+    w.read(0, 0, 2 * K);
+    let lost = w.ask(0, RequestOp::Read, 4 * K, K);
+    assert_eq!(w.wait_done(lost), Outcome::Failed(BlockError::Unrecovered));
+    let mut listed = Vec::new();
+    w.engine.dirty_ranges(World::id(0), |first, blocks| listed.push((first, blocks)));
+    assert_eq!(listed, [(4, 2)]);
+    // Writes go to the backing device and heal what they cover.
+    w.write(0, 4 * K, K);
+    w.write(0, 100 * K, K);
+    w.read(0, 4 * K, K);
+    let writes = writes_in(&w.backing[0].peek(4 * K, K));
+    assert_eq!(writes, [3]);
+    let lost = w.ask(0, RequestOp::Read, 5 * K, K);
+    assert_eq!(w.wait_done(lost), Outcome::Failed(BlockError::Unrecovered));
+    assert!(w.engine.cause(World::id(0), Instant(w.now)).unwrap().contains("cache device failed"));
+}
+
+#[test]
+fn a_wrong_crc_on_a_clean_block_is_a_miss_and_on_a_dirty_one_a_media_error() {
+    let mut w = lazy(6, CacheMode::WriteBack);
+    w.write(0, 0, 4 * K);
+    w.drain(0);
+    w.write(0, 8 * K, K);
+    // Rot every data block on the cache device that holds this volume's data.
+    let size = w.cache.info.size;
+    let mut rotten = 0;
+    for at in (1 << 20..size).step_by(4096) {
+        let mut block = w.cache.peek(at, K);
+        let write = u64::from_le_bytes(block[..8].try_into().unwrap());
+        let place = u64::from_le_bytes(block[8..16].try_into().unwrap());
+        if (1..=2).contains(&write) && place < 1 << 20 {
+            block[100] ^= 1;
+            w.cache.put(at, &block);
+            rotten += 1;
+        }
+    }
+    assert_eq!(rotten, 5);
+    assert_eq!(w.read(0, 0, 4 * K).len() as u64, 4 * K);
+    let before = w.engine.stats(Instant(w.now)).counts.misses;
+    w.run_for(20_000_000);
+    w.read(0, 0, 4 * K);
+    assert_eq!(w.engine.stats(Instant(w.now)).counts.misses, before, "refetched and cached again");
+    let bad = w.ask(0, RequestOp::Read, 8 * K, K);
+    assert_eq!(w.wait_done(bad), Outcome::Failed(BlockError::Unrecovered));
+    w.wait_for(|e| matches!(e, Event::DirtyLost { block: 8, blocks: 1, .. }));
+    assert_eq!(w.engine.volume_stats(World::id(0)).unwrap().lost_bytes, K);
+    // It stays so until it is written.
+    w.crash(false);
+    let bad = w.ask(0, RequestOp::Read, 8 * K, K);
+    assert_eq!(w.wait_done(bad), Outcome::Failed(BlockError::Unrecovered));
+    w.write(0, 8 * K, K);
+    w.read(0, 8 * K, K);
+    w.drain(0);
+    w.check_backing(0);
+}
+
+#[test]
+fn a_backing_device_of_the_wrong_size_or_with_someone_elses_data() {
+    let mut w = world(7, CacheMode::WriteBack);
+    w.write(0, 0, 4 * K);
+    w.cache.crash(false);
+    let (header, recovered) = harness::recover(&mut w.cache);
+    let config = forebay_cache::engine::EngineConfig {
+        limits: Limits::default(),
+        tier_pages: 0,
+        policy: forebay_cache::policy::PolicyKind::S3Fifo,
+        ghost_blocks: 0,
+        volatile_write_cache: false,
+    };
+    let mut engine = forebay_cache::engine::Engine::<forebay_io::HeapBuf>::new(&config, header, recovered);
+    let right = w.spec(0);
+    let mut spec = right.clone();
+    spec.backing.identity = "another".to_owned();
+    let error = engine.add_volume(&spec).unwrap_err();
+    assert!(matches!(error, ControlError::OtherBacking { .. }), "{error}");
+    let mut spec = right.clone();
+    spec.backing.size -= 4096;
+    let error = engine.add_volume(&spec).unwrap_err();
+    assert_eq!(error, ControlError::OtherSize { recorded: 2 << 20, found: (2 << 20) - 4096 });
+    let mut spec = right.clone();
+    spec.block_size = 512;
+    assert!(matches!(engine.add_volume(&spec), Err(ControlError::OtherBlockSize { .. })));
+    engine.add_volume(&right).unwrap();
+    assert_eq!(engine.add_volume(&right), Err(ControlError::AlreadyThere(right.id)));
+}
+
+#[test]
+fn crash_in_drain() {
+    for seed in 0..60 {
+        let mut w = lazy(seed, CacheMode::WriteBack);
+        for n in 0..40 {
+            w.write(0, n * 8 * K, 2 * K);
+        }
+        w.engine.drain(World::id(0)).unwrap();
+        for _ in 0..w.rng.below(60) {
+            w.step();
+        }
+        w.crash(seed % 2 == 0);
+        w.check_all(0);
+        w.drain(0);
+        w.check_backing(0);
+    }
+}
+
+#[test]
+fn after_a_clean_stop_all_is_there_and_dirty_data_stays_dirty() {
+    for seed in 0..20 {
+        let mut w = lazy(seed, CacheMode::WriteBack);
+        for _ in 0..60 {
+            w.random_op(0);
+        }
+        w.quiesce();
+        let dirty = w.engine.stats(Instant(w.now)).dirty_bytes;
+        w.engine.stop();
+        w.wait_for(|e| *e == Event::Stopped);
+        assert_eq!(w.cache.in_flight(), 0);
+        w.restart();
+        assert_eq!(w.engine.stats(Instant(w.now)).dirty_bytes, dirty);
+        w.check_all(0);
+        w.drain(0);
+        w.check_backing(0);
+    }
+}
+
+#[test]
+fn the_hit_ratio_after_a_crash_is_at_least_95_percent_of_before() {
+    for seed in 0..5 {
+        let setup = Setup {
+            volumes: vec![(4 << 20, 4096, CacheMode::WriteBack)],
+            cache_bytes: 12 << 20,
+            tier_pages: 0,
+            ..Setup::default()
+        };
+        let mut w = World::new(seed, setup);
+        for _ in 0..3000 {
+            while w.asked.len() > 16 {
+                w.step();
+            }
+            let block = w.rng.below(768);
+            let op = if w.rng.below(3) == 0 { RequestOp::Write } else { RequestOp::Read };
+            w.ask(0, op, block * K, K);
+        }
+        w.quiesce();
+        w.run_for(50_000_000);
+        let cached = w.engine.stats(Instant(w.now)).cached_blocks;
+        w.crash(true);
+        let after = w.engine.stats(Instant(w.now)).cached_blocks;
+        assert!(after * 100 >= cached * 95, "{after} of {cached} blocks");
+        assert!(cached > 600, "{cached}");
+    }
+}
+
+#[test]
+fn a_detached_volume_comes_back_cold_and_right() {
+    for seed in 0..20 {
+        let mut w = world(seed, CacheMode::WriteBack);
+        w.write(0, 0, 64 * K);
+        w.engine.detach(World::id(0)).unwrap();
+        w.wait_for(|e| matches!(e, Event::Detached { .. }));
+        w.check_backing(0);
+        // Somebody else changes the backing device.
+        let data = vec![0; 64 * 4096];
+        w.backing[0].put(0, &data);
+        w.model[0] = harness::model::Model::new(2 << 20);
+        if seed % 2 == 0 {
+            w.crash(false);
+        } else {
+            w.attach_all();
+        }
+        assert!(w.read(0, 0, 64 * K).iter().all(|byte| *byte == 0));
+    }
+}
+
+#[test]
+fn a_clean_volume_detaches_in_less_than_a_second() {
+    let mut w = world(1, CacheMode::WriteBack);
+    w.write(0, 0, 64 * K);
+    w.drain(0);
+    let start = w.now;
+    w.engine.detach(World::id(0)).unwrap();
+    w.wait_for(|e| matches!(e, Event::Detached { .. }));
+    assert!(w.now - start < 1_000_000_000);
+}
+
+#[test]
+fn dirty_data_is_never_older_than_its_bound_by_much() {
+    let mut w = world(2, CacheMode::WriteBack);
+    for _ in 0..50 {
+        let block = w.rng.below(512);
+        w.write(0, block * K, K);
+        w.run_for(5_000_000);
+        let age = w.engine.stats(Instant(w.now)).oldest_dirty.unwrap_or_default();
+        assert!(age < Duration::from_millis(50 + 50), "{age:?}");
+    }
+}
