@@ -348,7 +348,7 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "SIZE", default_value = "4KiB")]
     pub(crate) block_size: ByteSize,
     /// Operations in flight of each job
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, visible_alias = "qd", value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) queue_depth: u16,
     /// Jobs, each with a connection or device of its own
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]

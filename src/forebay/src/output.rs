@@ -35,8 +35,10 @@ pub(crate) fn line<T: Serialize>(value: &T) -> Result<()> {
 pub(crate) fn print(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     let newline: &[u8] = if text.is_empty() || text.ends_with('\n') { b"" } else { b"\n" };
-    let written =
-        out.write_all(text.as_bytes()).and_then(|()| out.write_all(newline)).and_then(|()| out.flush());
+    let written = out
+        .write_all(text.as_bytes())
+        .and_then(|()| out.write_all(newline))
+        .and_then(|()| out.flush());
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
         Err(error) => Err(ControlError::failed(format!("standard output: {error}"))),
@@ -63,8 +65,7 @@ pub(crate) fn table(head: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> S
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    let lines: Vec<String> =
-        table.lines().map(|line| line.trim_end().to_owned()).collect();
+    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
     lines.join("\n") + "\n"
 }
 
@@ -121,14 +122,24 @@ mod tests {
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(bytes((1 << 20) - 1), "1.0 MiB");
         assert_eq!(bytes(u64::MAX), "16384.0 PiB");
-        assert_eq!((count(12.4), count(12_400.0), count(1.5e6)), ("12".into(), "12.4k".into(), "1.50M".into()));
+        assert_eq!(
+            (count(12.4), count(12_400.0), count(1.5e6)),
+            ("12".into(), "12.4k".into(), "1.50M".into())
+        );
         assert_eq!((micros(80.2), micros(12_340.0)), ("80 us".into(), "12.3 ms".into()));
-        assert_eq!((seconds(59), seconds(3700), seconds(90_000)), ("59s".into(), "1h01m".into(), "1d01h".into()));
+        assert_eq!(
+            (seconds(59), seconds(3700), seconds(90_000)),
+            ("59s".into(), "1h01m".into(), "1d01h".into())
+        );
     }
 
     #[test]
     fn columns_line_up_without_trailing_blanks() {
-        let text = table(&["NAME", "N"], &[1], vec![vec!["a".into(), "10".into()], vec!["long".into(), "9".into()]]);
+        let text = table(
+            &["NAME", "N"],
+            &[1],
+            vec![vec!["a".into(), "10".into()], vec!["long".into(), "9".into()]],
+        );
         assert_eq!(text, "NAME   N\na     10\nlong   9\n");
     }
 }

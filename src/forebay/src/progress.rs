@@ -91,9 +91,9 @@ fn ended(job: &JobView) -> String {
 
 fn new_bar() -> ProgressBar {
     let bar = ProgressBar::new(0);
-    if let Ok(style) =
-        ProgressStyle::with_template("{prefix} [{bar:30}] {binary_bytes}/{binary_total_bytes} {msg}")
-    {
+    if let Ok(style) = ProgressStyle::with_template(
+        "{prefix} [{bar:30}] {binary_bytes}/{binary_total_bytes} {msg}",
+    ) {
         bar.set_style(style.progress_chars("=> "));
     }
     bar

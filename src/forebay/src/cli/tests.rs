@@ -84,7 +84,8 @@ fn ranges_of_blocks() {
     assert_eq!(lba_range("7"), Ok((7, 1)));
     assert_eq!(lba_range("0-7"), Ok((0, 8)));
     assert_eq!(lba_range("8+8"), Ok((8, 8)));
-    for bad in ["", "-", "+", "a", "1-", "18446744073709551615+1", "0-18446744073709551615", "1+-1"] {
+    for bad in ["", "-", "+", "a", "1-", "18446744073709551615+1", "0-18446744073709551615", "1+-1"]
+    {
         assert!(lba_range(bad).is_err(), "{bad}");
     }
 }

@@ -16,7 +16,11 @@ pub(super) fn run(context: &Context, args: &Bench) -> Result<()> {
     for uri in &args.devices {
         // Memory is made for the run and goes with it.
         if workload.rw.writes() && !uri.contains("mem:") {
-            confirm(uri, args.yes, &format!("what is on {uri} is overwritten"))?;
+            confirm(
+                devices::device_name(uri),
+                args.yes,
+                &format!("what is on {uri} is overwritten"),
+            )?;
         }
         let report = measure(context, uri, &workload)?;
         output::show(context.format, &report, Report::to_table)?;

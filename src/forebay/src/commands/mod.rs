@@ -75,7 +75,7 @@ pub(crate) fn confirm(name: &str, yes: bool, what: &str) -> Result<()> {
     if !std::io::stdin().is_terminal() {
         return Err(refused("nobody can be asked here"));
     }
-    eprint!("{what}.\nType its name to go on: ");
+    eprint!("{what}.\nType `{name}` to go on: ");
     let _ = std::io::stderr().flush();
     let mut answer = String::new();
     let read = std::io::stdin().read_line(&mut answer);

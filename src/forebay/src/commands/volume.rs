@@ -189,14 +189,40 @@ fn details(shown: &Shown) -> String {
         add("mode", mode_of(v));
         add("served as", format!("{} namespace {}", v.nqn, v.nsid));
         add("uuid", v.uuid.clone());
-        add("size", format!("{} ({} blocks of {} B)", output::bytes(v.size), v.size / u64::from(v.block_size.max(1)), v.block_size));
+        add(
+            "size",
+            format!(
+                "{} ({} blocks of {} B)",
+                output::bytes(v.size),
+                v.size / u64::from(v.block_size.max(1)),
+                v.block_size
+            ),
+        );
         add("backing state", format!("{:?}", v.backing.health).to_lowercase());
         if let Some(cause) = &v.backing.cause {
             add("", cause.clone());
         }
-        add("dirty", format!("{} of at most {}, oldest {}", output::bytes(v.dirty_bytes), output::bytes(v.dirty_max), age_of(v)));
-        add("cached", format!("{}, {} of it in memory", output::bytes(v.cached_bytes), output::bytes(v.memory_tier_bytes)));
-        add("hit ratio", v.hit_ratio.map_or_else(|| "-".to_owned(), |r| format!("{:.1} %", r * 100.0)));
+        add(
+            "dirty",
+            format!(
+                "{} of at most {}, oldest {}",
+                output::bytes(v.dirty_bytes),
+                output::bytes(v.dirty_max),
+                age_of(v)
+            ),
+        );
+        add(
+            "cached",
+            format!(
+                "{}, {} of it in memory",
+                output::bytes(v.cached_bytes),
+                output::bytes(v.memory_tier_bytes)
+            ),
+        );
+        add(
+            "hit ratio",
+            v.hit_ratio.map_or_else(|| "-".to_owned(), |r| format!("{:.1} %", r * 100.0)),
+        );
         if v.lost_bytes > 0 {
             add("LOST", format!("{} whose only copy cannot be read", output::bytes(v.lost_bytes)));
         }
@@ -217,7 +243,8 @@ fn configured(config: &VolumeConfig) -> Vec<String> {
         lines.push(format!("{key:<14} {}", value.unwrap_or_else(|| "default".to_owned())));
     };
     add("backing", Some(config.backing.clone()));
-    let hosts = config.hosts.as_ref().map_or("those of `forebay host list`".to_owned(), |h| h.join(", "));
+    let hosts =
+        config.hosts.as_ref().map_or("those of `forebay host list`".to_owned(), |h| h.join(", "));
     add("hosts", Some(hosts));
     add("dirty_max", config.dirty_max.map(|v| v.to_string()));
     add("dirty_age_max", config.dirty_age_max.map(|v| v.to_string()));
@@ -274,9 +301,10 @@ fn lost_table(lost: &LostCache) -> String {
     if lost.clean {
         text.push_str("The volume was clean: nothing is lost.\n");
     } else {
-        let rows = lost.ranges.iter().map(|LbaRange { lba, blocks }| {
-            vec![lba.to_string(), blocks.to_string()]
-        });
+        let rows = lost
+            .ranges
+            .iter()
+            .map(|LbaRange { lba, blocks }| vec![lba.to_string(), blocks.to_string()]);
         text.push_str(&output::table(&["LOST FROM BLOCK", "BLOCKS"], &[0, 1], rows.collect()));
         if !lost.complete {
             text.push_str("There may be more: not everything can be known without the device.\n");

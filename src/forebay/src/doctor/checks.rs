@@ -30,8 +30,7 @@ pub(super) fn hugepages(machine: &Machine<'_>) -> Check {
         (Some(total), Some(free)) => {
             let by_node =
                 if nodes.len() > 1 { format!(" ({})", nodes.join(", ")) } else { String::new() };
-            let verdict =
-                if free >= WANTED_PAGES { Verdict::Ok } else { Verdict::Advice };
+            let verdict = if free >= WANTED_PAGES { Verdict::Ok } else { Verdict::Advice };
             (verdict, format!("{free} of {total} pages of 2 MiB are free{by_node}"))
         }
         _ => (Verdict::Unknown, "the kernel has no 2 MiB pages".to_owned()),
@@ -212,7 +211,8 @@ pub(super) fn jitter() -> Check {
         verdict: if longest <= WANTED { Verdict::Ok } else { Verdict::Advice },
         measured: format!("longest pause {} us in {} ms", longest.as_micros(), SPAN.as_millis()),
         wanted: "1000 us or less",
-        fix: "leave the reactors' cores to them: see isolated cores; look for other load".to_owned(),
+        fix: "leave the reactors' cores to them: see isolated cores; look for other load"
+            .to_owned(),
         why: "no request is answered during such a pause, whatever we do",
     }
 }
@@ -239,7 +239,10 @@ pub(super) fn port(address: SocketAddr, daemon: bool) -> Check {
         verdict,
         measured,
         wanted: "free, and this machine's",
-        fix: format!("ss -ltnp 'sport = :{}' shows who listens there; `[[listen]]` names another", address.port()),
+        fix: format!(
+            "ss -ltnp 'sport = :{}' shows who listens there; `[[listen]]` names another",
+            address.port()
+        ),
         why: "hosts connect there",
     }
 }

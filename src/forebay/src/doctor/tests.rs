@@ -8,7 +8,8 @@ struct Fake(PathBuf);
 
 impl Fake {
     fn new(name: &str, files: &[(&str, &str)]) -> Self {
-        let root = std::env::temp_dir().join(format!("forebay-doctor-{}-{name}", std::process::id()));
+        let root =
+            std::env::temp_dir().join(format!("forebay-doctor-{}-{name}", std::process::id()));
         let _ = std::fs::remove_dir_all(&root);
         for (path, text) in files {
             let path = root.join(path);
@@ -35,16 +36,22 @@ const PAGES: &str = "sys/kernel/mm/hugepages/hugepages-2048kB";
 fn a_good_machine_passes_and_a_bare_one_is_told_what_to_do() {
     let nr = format!("{PAGES}/nr_hugepages");
     let free = format!("{PAGES}/free_hugepages");
-    let good = Fake::new("good", &[
-        (&nr, "1024"),
-        (&free, "1000"),
-        ("proc/self/limits", "Limit  Soft\nMax locked memory         unlimited            unlimited   bytes"),
-        ("proc/sys/kernel/osrelease", "6.1.0-18-amd64"),
-        ("sys/devices/system/cpu/isolated", "2-3"),
-        ("sys/devices/system/cpu/online", "0-3"),
-        ("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", "performance"),
-        ("sys/devices/system/clocksource/clocksource0/current_clocksource", "tsc"),
-    ]);
+    let good = Fake::new(
+        "good",
+        &[
+            (&nr, "1024"),
+            (&free, "1000"),
+            (
+                "proc/self/limits",
+                "Limit  Soft\nMax locked memory         unlimited            unlimited   bytes",
+            ),
+            ("proc/sys/kernel/osrelease", "6.1.0-18-amd64"),
+            ("sys/devices/system/cpu/isolated", "2-3"),
+            ("sys/devices/system/cpu/online", "0-3"),
+            ("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", "performance"),
+            ("sys/devices/system/clocksource/clocksource0/current_clocksource", "tsc"),
+        ],
+    );
     let machine = good.machine();
     for check in [
         checks::hugepages(&machine),
@@ -56,19 +63,25 @@ fn a_good_machine_passes_and_a_bare_one_is_told_what_to_do() {
     ] {
         assert_eq!(check.verdict, Verdict::Ok, "{check:?}");
     }
-    let bad = Fake::new("bad", &[
-        (&nr, "8"),
-        (&free, "3"),
-        ("proc/self/limits", "Max locked memory         65536                65536   bytes"),
-        ("proc/sys/kernel/osrelease", "6.8.0"),
-        ("proc/sys/kernel/io_uring_disabled", "2"),
-        ("sys/devices/system/cpu/isolated", ""),
-        ("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", "powersave"),
-        ("sys/devices/system/clocksource/clocksource0/current_clocksource", "hpet"),
-    ]);
+    let bad = Fake::new(
+        "bad",
+        &[
+            (&nr, "8"),
+            (&free, "3"),
+            ("proc/self/limits", "Max locked memory         65536                65536   bytes"),
+            ("proc/sys/kernel/osrelease", "6.8.0"),
+            ("proc/sys/kernel/io_uring_disabled", "2"),
+            ("sys/devices/system/cpu/isolated", ""),
+            ("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", "powersave"),
+            ("sys/devices/system/clocksource/clocksource0/current_clocksource", "hpet"),
+        ],
+    );
     let machine = bad.machine();
     let pages = checks::hugepages(&machine);
-    assert_eq!((pages.verdict, pages.fix.as_str()), (Verdict::Advice, "sysctl vm.nr_hugepages=517"));
+    assert_eq!(
+        (pages.verdict, pages.fix.as_str()),
+        (Verdict::Advice, "sysctl vm.nr_hugepages=517")
+    );
     assert_eq!(checks::memlock(&machine).verdict, Verdict::Advice);
     let uring = checks::io_uring(&machine);
     assert_eq!(uring.verdict, Verdict::Problem);
@@ -82,11 +95,14 @@ fn a_good_machine_passes_and_a_bare_one_is_told_what_to_do() {
 
 #[test]
 fn write_caches_are_judged_by_what_is_declared() {
-    let fake = Fake::new("caches", &[
-        ("sys/block/nvme0n1/queue/write_cache", "write back"),
-        ("sys/block/nvme1n1/queue/write_cache", "write through"),
-        ("sys/block/sda/queue/write_cache", "write back"),
-    ]);
+    let fake = Fake::new(
+        "caches",
+        &[
+            ("sys/block/nvme0n1/queue/write_cache", "write back"),
+            ("sys/block/nvme1n1/queue/write_cache", "write through"),
+            ("sys/block/sda/queue/write_cache", "write back"),
+        ],
+    );
     let all = devices::caches(&fake.machine(), None);
     let verdicts: Vec<_> = all.iter().map(|check| check.verdict).collect();
     assert_eq!(verdicts, [Verdict::Advice, Verdict::Ok]);
