@@ -1,13 +1,13 @@
 //! A host: the project's own initiator over real sockets.
 
-use forebay_bench::run::clock;
-use forebay_io::{Buf, BufPool, Completion, DeviceInfo, HeapBuf, HeapPool, Op, OpKind};
+use forebay_io::{Buf, BufPool, Completion, DeviceInfo, HeapBuf, HeapPool, Instant, Op, OpKind};
 use forebay_nvmf::initiator::admin::Identity;
 use forebay_nvmf::initiator::remote::{Link, RemoteConfig};
 use forebay_nvmf::initiator::{HostConfig, Remote, SocketAction};
 use forebay_wire::tcp::Digests;
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// What the NQNs of hosts begin with; twelve digits follow.
@@ -16,6 +16,13 @@ pub const HOST_NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:5d1c8ae2-90fe-4d3c-8
 /// How many hosts a node under test lets in.
 pub const fn hosts() -> u32 {
     8
+}
+
+/// A monotonic clock; its origin is the first call.
+fn clock() -> Instant {
+    static ORIGIN: OnceLock<std::time::Instant> = OnceLock::new();
+    let spent = ORIGIN.get_or_init(std::time::Instant::now).elapsed();
+    Instant(u64::try_from(spent.as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// How a host connects.
