@@ -4,8 +4,14 @@
 //! Buffers are registered region by region as the pool maps them; where the kernel refuses that, plain
 //! reads and writes serve.
 
+mod device;
+mod entry;
 mod file;
+mod identity;
 mod ring;
+#[cfg(test)]
+mod tests;
 
+pub use device::UringDevice;
 pub use file::UringError;
-pub use ring::{Ring, UringDevice};
+pub use ring::{Ring, RingStats};

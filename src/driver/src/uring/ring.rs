@@ -1,109 +1,183 @@
-//! The ring of a reactor and the devices on it.
+//! The ring of a reactor: operations in, completions out, one call into the kernel per poll at most.
 
-use super::file::{self, UringError};
-use forebay_io::{Buf, Completion, Device, DeviceError, DeviceInfo, Op, OpKind};
-use forebay_reactor::{PoolBuf, RegionTable, WaitSet};
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use super::entry::{self, Place};
+use super::file::UringError;
+use core::time::Duration;
+use forebay_io::{Completion, DeviceError, Op, OpKind};
+use forebay_reactor::pool::MAX_REGIONS;
+use forebay_reactor::{EventFd, PoolBuf, RegionTable, WaitSet};
+use io_uring::{EnterFlags, IoUring, squeue};
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
 /// Entries of the submission queue.
 const ENTRIES: u32 = 1024;
-/// Operations under way on one ring at most: completions have twice the entries.
-const IN_FLIGHT_MAX: usize = 1024;
-/// Files of one ring.
+/// Operations under way on one ring at most; the completion queue has room for twice as many.
+const RING_MAX: usize = 4096;
+/// Operations under way on one device at most, so that a device that hangs leaves room for others.
+pub(super) const DEVICE_MAX: usize = 1024;
+/// Files of one ring at most that are registered; further ones are used by their descriptors.
 const FILES_MAX: u32 = 256;
+/// How long a ring that is dropped waits for operations that are under way.
+const DROP_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where an operation stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Itself, with this many bytes moved by earlier, short transfers.
+    Moving(u32),
+    /// A flush after it, since the kernel has no write-through version of it.
+    Syncing,
+}
 
 /// An operation under way: it owns its buffer, so that the kernel's view of it stays valid.
 struct Under {
     device: usize,
     op: Op<PoolBuf>,
-    /// Bytes that earlier, short transfers have moved.
-    moved: u32,
+    stage: Stage,
 }
 
+/// A device on the ring; outlives its handle while operations are under way.
 struct OnRing {
     done: VecDeque<Completion<PoolBuf>>,
     in_flight: usize,
-    /// The place in the table of registered files, if it has one.
-    fixed: Option<u32>,
-    fd: RawFd,
+    place: Place,
     block_device: bool,
-    /// Kept open while operations of a dropped device are under way.
-    file: Option<OwnedFd>,
+    /// Whether there is a handle that wants the completions.
+    wanted: bool,
+    /// Keeps the descriptor of `place` open, and with it the lock on the file.
+    _file: File,
 }
 
-struct Inner {
+/// What is known of a region's place in the table of registered buffers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Registered {
+    NotYet,
+    Yes,
+    /// The kernel refused: locked memory is used up, or it is too old.
+    No,
+}
+
+/// What a ring did and what the kernel gave it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingStats {
+    /// Calls into the kernel.
+    pub enters: u64,
+    /// Operations handed to it, continuations of short ones included.
+    pub submitted: u64,
+    /// Of those, reads and writes with a registered buffer.
+    pub registered_io: u64,
+    /// Buffer regions registered.
+    pub regions: u32,
+    /// Buffer regions that the kernel would not register.
+    pub regions_refused: u32,
+    /// Whether completions run only when asked for (Linux 6.1).
+    pub deferred: bool,
+}
+
+pub(super) struct Inner {
     ring: IoUring,
     table: Arc<RegionTable>,
-    /// Which regions are registered; `None` where the kernel takes none.
-    registered: Option<Vec<bool>>,
+    /// By index in `table`; empty where the kernel has no table of buffers.
+    registered: Vec<Registered>,
     files: bool,
     under: Vec<Option<Under>>,
     free: Vec<usize>,
     devices: Vec<Option<OnRing>>,
-    /// Entries pushed since the last call into the kernel.
-    pushed: bool,
-    /// Operations to go on with after a short transfer.
+    /// Operations that had no room in the submission queue, or go on after a short transfer.
     again: VecDeque<usize>,
+    stats: RingStats,
+    /// Signalled by the kernel when there is something to reap, for a reactor that sleeps.
+    _wake: EventFd,
 }
 
-/// The io_uring of one reactor. Clones share it.
+/// The io_uring of one reactor, made and used on its thread. Clones share it.
 #[derive(Clone)]
-pub struct Ring(Rc<RefCell<Inner>>);
+pub struct Ring(pub(super) Rc<RefCell<Inner>>);
 
-fn build() -> io::Result<IoUring> {
-    // One thread submits, and completions run when it asks: no interrupts of its loop (Linux 6.1).
-    let mut new = IoUring::builder();
-    new.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_coop_taskrun();
-    let ring = new.setup_clamp().build(ENTRIES);
-    if ring.is_ok() {
-        return ring;
+/// The ring with the best flags that the kernel knows, and whether completions are deferred.
+fn build() -> io::Result<(IoUring, bool)> {
+    let sized = || {
+        let mut builder = IoUring::builder();
+        // Twice RING_MAX, so that the queue cannot overflow.
+        builder.setup_clamp().setup_cqsize(8192);
+        builder
+    };
+    // One thread submits, and completions run when it asks, without interrupting it (Linux 6.1).
+    let mut deferred = sized();
+    deferred.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
+    if let Ok(ring) = deferred.build(ENTRIES) {
+        return Ok((ring, true));
     }
-    IoUring::builder().setup_clamp().build(ENTRIES)
+    // Completions do not interrupt it (5.19).
+    let mut cooperative = sized();
+    cooperative.setup_coop_taskrun().setup_taskrun_flag();
+    if let Ok(ring) = cooperative.build(ENTRIES) {
+        return Ok((ring, false));
+    }
+    sized().build(ENTRIES).map(|ring| (ring, false))
 }
 
 impl Ring {
+    /// The ring of this thread, which wakes the reactor of `wait`.
+    ///
+    /// # Errors
+    /// Where the kernel has no io_uring for this process.
     pub(crate) fn new(table: Arc<RegionTable>, wait: &WaitSet) -> Result<Self, UringError> {
-        let failed = |what| move |error| UringError::Io { what, path: String::new(), error };
-        let ring = build().map_err(failed("io_uring is not available (kernel.io_uring_disabled?)"))?;
-        wait.add(ring.as_raw_fd()).map_err(failed("the ring cannot be waited for"))?;
-        let regions = u32::try_from(forebay_reactor::pool::MAX_REGIONS).unwrap_or(0);
-        let registered = ring.submitter().register_buffers_sparse(regions).is_ok();
+        let (ring, deferred) = build().map_err(UringError::NoRing)?;
+        // The ring's own descriptor is not reliably readable while completions are deferred; an
+        // eventfd is signalled by every kernel.
+        let wake = EventFd::new().map_err(UringError::NoRing)?;
+        ring.submitter().register_eventfd(wake.as_raw_fd()).map_err(UringError::NoRing)?;
+        // Edge-triggered: it is never read.
+        wait.add_edge(wake.as_raw_fd()).map_err(UringError::NoRing)?;
+        let places = u32::try_from(MAX_REGIONS).unwrap_or(0);
+        let buffers = ring.submitter().register_buffers_sparse(places).is_ok();
         let files = ring.submitter().register_files_sparse(FILES_MAX).is_ok();
         let inner = Inner {
             ring,
             table,
-            registered: registered.then(|| vec![false; forebay_reactor::pool::MAX_REGIONS]),
+            registered: if buffers { vec![Registered::NotYet; MAX_REGIONS] } else { Vec::new() },
             files,
-            under: Vec::with_capacity(IN_FLIGHT_MAX),
-            free: Vec::with_capacity(IN_FLIGHT_MAX),
+            under: Vec::with_capacity(DEVICE_MAX),
+            free: Vec::with_capacity(DEVICE_MAX),
             devices: Vec::new(),
-            pushed: false,
-            again: VecDeque::new(),
+            again: VecDeque::with_capacity(DEVICE_MAX),
+            stats: RingStats { deferred, ..RingStats::default() },
+            _wake: wake,
         };
         Ok(Self(Rc::new(RefCell::new(inner))))
+    }
+
+    /// What it did so far.
+    #[must_use]
+    pub fn stats(&self) -> RingStats {
+        self.0.borrow().stats
     }
 }
 
 impl Inner {
-    fn add(&mut self, fd: OwnedFd, block_device: bool) -> usize {
+    /// Puts a file on the ring and returns its number there.
+    pub(super) fn add(&mut self, file: File, block_device: bool) -> usize {
         let at = self.devices.iter().position(Option::is_none).unwrap_or(self.devices.len());
-        let raw = fd.as_raw_fd();
-        let fixed = u32::try_from(at).ok().filter(|at| self.files && *at < FILES_MAX).filter(|at| {
-            self.ring.submitter().register_files_update(*at, &[raw]).is_ok()
+        let fd = file.as_raw_fd();
+        let fixed = u32::try_from(at).ok().filter(|at| {
+            self.files
+                && *at < FILES_MAX
+                && self.ring.submitter().register_files_update(*at, &[fd]).is_ok()
         });
         let device = OnRing {
-            done: VecDeque::with_capacity(IN_FLIGHT_MAX),
+            done: VecDeque::with_capacity(DEVICE_MAX),
             in_flight: 0,
-            fixed,
-            fd: raw,
+            place: fixed.map_or(Place::Descriptor(fd), Place::Registered),
             block_device,
-            file: Some(fd),
+            wanted: true,
+            _file: file,
         };
         if at == self.devices.len() {
             self.devices.push(Some(device));
@@ -113,287 +187,208 @@ impl Inner {
         at
     }
 
-    fn remove(&mut self, at: usize) {
-        let Some(Some(device)) = self.devices.get_mut(at) else { return };
-        if device.in_flight > 0 {
-            // The last completion removes it.
-            device.file = device.file.take();
+    /// The handle is gone; the file closes with the last operation.
+    pub(super) fn give_up(&mut self, at: usize) {
+        if let Some(Some(device)) = self.devices.get_mut(at) {
+            device.wanted = false;
             device.done.clear();
+        }
+        self.close_if_unused(at);
+    }
+
+    fn close_if_unused(&mut self, at: usize) {
+        let Some(Some(device)) = self.devices.get(at) else { return };
+        if device.wanted || device.in_flight > 0 {
             return;
         }
-        if let Some(fixed) = device.fixed {
-            let _ = self.ring.submitter().register_files_update(fixed, &[-1]);
+        if let Place::Registered(place) = device.place {
+            // The table holds the file open, too.
+            let _ = self.ring.submitter().register_files_update(place, &[-1]);
         }
         self.devices[at] = None;
+    }
+
+    /// Takes an operation; gives it back where there is no room.
+    pub(super) fn start(&mut self, at: usize, op: Op<PoolBuf>) -> Result<(), Op<PoolBuf>> {
+        let Some(Some(device)) = self.devices.get_mut(at) else { return Err(op) };
+        if device.in_flight >= DEVICE_MAX || self.under.len() - self.free.len() >= RING_MAX {
+            return Err(op);
+        }
+        device.in_flight += 1;
+        let under = Some(Under { device: at, op, stage: Stage::Moving(0) });
+        let number = self.free.pop().unwrap_or(self.under.len());
+        if number == self.under.len() {
+            self.under.push(under);
+        } else {
+            self.under[number] = under;
+        }
+        self.push(number);
+        Ok(())
+    }
+
+    /// A completion that never went to the kernel.
+    pub(super) fn refuse(&mut self, at: usize, op: Op<PoolBuf>, error: DeviceError) {
+        if let Some(Some(device)) = self.devices.get_mut(at) {
+            let refused = Completion { token: op.token, result: Err(error), buf: op.buf };
+            device.done.push_back(refused);
+        }
+    }
+
+    /// Moves a device's completions to `done`; how many.
+    pub(super) fn take_done(&mut self, at: usize, done: &mut Vec<Completion<PoolBuf>>) -> usize {
+        let Some(Some(device)) = self.devices.get_mut(at) else { return 0 };
+        let count = device.done.len();
+        done.extend(device.done.drain(..));
+        count
+    }
+
+    /// Operations of a device that have not been taken by `take_done`.
+    pub(super) fn in_flight(&self, at: usize) -> usize {
+        let device = self.devices.get(at).and_then(Option::as_ref);
+        device.map_or(0, |device| device.in_flight + device.done.len())
     }
 
     /// The place of a buffer's region in the table of registered buffers.
     fn region_of(&mut self, buf: &PoolBuf) -> Option<u16> {
         let region = buf.region();
-        let slot = self.registered.as_mut()?.get_mut(usize::from(region))?;
-        if !*slot {
+        let known = self.registered.get_mut(usize::from(region))?;
+        if *known == Registered::NotYet {
             let mapped = self.table.get(region)?;
             let whole = libc::iovec { iov_base: mapped.as_ptr().cast(), iov_len: mapped.len() };
             // SAFETY: the region stays mapped as long as the table, which this ring keeps alive.
             let done = unsafe {
                 self.ring.submitter().register_buffers_update(u32::from(region), &[whole], None)
             };
-            if done.is_err() {
-                // Locked memory is used up, or the kernel is too old: plain I/O from now on.
-                self.registered = None;
-                return None;
-            }
-            *slot = true;
+            *known = if done.is_ok() { Registered::Yes } else { Registered::No };
+            self.stats.regions += u32::from(done.is_ok());
+            self.stats.regions_refused += u32::from(done.is_err());
         }
-        Some(region)
+        // A buffer of another table may have the same index: only its address tells.
+        let ours = self.table.get(region)?.offset_of(buf.as_ptr(), 1).is_some();
+        (*known == Registered::Yes && ours).then_some(region)
     }
 
-    fn entry(&mut self, at: usize) -> Option<squeue::Entry> {
-        let under = self.under.get(at)?.as_ref()?;
+    /// The submission entry of an operation in its stage.
+    fn entry(&mut self, number: usize) -> Option<squeue::Entry> {
+        let under = self.under.get_mut(number)?.as_mut()?;
         let device = self.devices.get(under.device)?.as_ref()?;
-        let (fixed, fd, block_device) = (device.fixed, device.fd, device.block_device);
-        let (kind, moved, fua) = (under.op.kind, under.moved, under.op.fua);
-        let offset = under.op.offset + u64::from(moved);
-        let buf = under.op.buf.clone();
-        let len = u32::try_from(under.op.len).unwrap_or(u32::MAX) - moved.min(u32::try_from(under.op.len).unwrap_or(0));
-        let place = buf.as_ref().and_then(|buf| {
-            Some((buf.as_ptr().wrapping_add(usize::try_from(moved).ok()?), buf))
-        });
-        let region = place.as_ref().and_then(|(_, buf)| self.region_of(buf));
-        let sync = if fua { libc::RWF_DSYNC } else { 0 };
-        let entry = match (kind, place.map(|(ptr, _)| ptr), region) {
-            (OpKind::Read, Some(ptr), Some(region)) => match fixed {
-                Some(file) => opcode::ReadFixed::new(types::Fixed(file), ptr.cast_mut(), len, region).offset(offset).build(),
-                None => opcode::ReadFixed::new(types::Fd(fd), ptr.cast_mut(), len, region).offset(offset).build(),
-            },
-            (OpKind::Read, Some(ptr), None) => match fixed {
-                Some(file) => opcode::Read::new(types::Fixed(file), ptr.cast_mut(), len).offset(offset).build(),
-                None => opcode::Read::new(types::Fd(fd), ptr.cast_mut(), len).offset(offset).build(),
-            },
-            (OpKind::Write, Some(ptr), Some(region)) => match fixed {
-                Some(file) => opcode::WriteFixed::new(types::Fixed(file), ptr, len, region).offset(offset).rw_flags(sync).build(),
-                None => opcode::WriteFixed::new(types::Fd(fd), ptr, len, region).offset(offset).rw_flags(sync).build(),
-            },
-            (OpKind::Write, Some(ptr), None) => match fixed {
-                Some(file) => opcode::Write::new(types::Fixed(file), ptr, len).offset(offset).rw_flags(sync).build(),
-                None => opcode::Write::new(types::Fd(fd), ptr, len).offset(offset).rw_flags(sync).build(),
-            },
-            (OpKind::Flush, ..) => {
-                opcode::Fsync::new(types::Fd(fd)).flags(types::FsyncFlags::DATASYNC).build()
-            }
-            (OpKind::Deallocate | OpKind::WriteZeroes, ..) => {
-                let mode = if kind == OpKind::Deallocate || block_device {
-                    libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE
-                } else {
-                    libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE
-                };
-                let span = self.under.get(at)?.as_ref()?.op.len;
-                opcode::Fallocate::new(types::Fd(fd), span).offset(offset).mode(mode).build()
-            }
-            (OpKind::Read | OpKind::Write, None, _) => return None,
-        };
-        Some(entry.user_data(at as u64))
+        let (place, block_device) = (device.place, device.block_device);
+        // The buffer leaves its slot for the time of the look-up, which needs all of `self`.
+        let buf = under.op.buf.take();
+        let region = buf.as_ref().and_then(|buf| self.region_of(buf));
+        let under = self.under.get_mut(number)?.as_mut()?;
+        under.op.buf = buf;
+        self.stats.registered_io += u64::from(region.is_some());
+        let entry = entry::build(&under.op, under.stage, place, region, block_device)?;
+        Some(entry.user_data(u64::try_from(number).ok()?))
     }
 
-    /// Puts an operation's entry into the submission queue.
-    fn push(&mut self, at: usize) -> bool {
-        let Some(entry) = self.entry(at) else { return false };
-        for _ in 0..2 {
-            // SAFETY: buffer and file of the entry are owned by `under[at]` and `devices` until the
-            // completion arrives.
-            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
-                self.pushed = true;
-                return true;
-            }
-            let _ = self.enter();
+    /// Puts an operation's entry into the submission queue, or the operation onto the waiting list.
+    fn push(&mut self, number: usize) {
+        let Some(entry) = self.entry(number) else {
+            self.finish(number, Err(DeviceError::Io(libc::EINVAL)));
+            return;
+        };
+        if self.ring.submission().is_full() {
+            self.enter();
         }
-        false
+        // SAFETY: the buffer and the file of the entry are owned by `under` and `devices` until the
+        // completion has arrived; on drop they are leaked rather than freed before that.
+        if unsafe { self.ring.submission().push(&entry) }.is_err() {
+            self.again.push_back(number);
+        }
     }
 
-    /// One call into the kernel: hands over what was pushed and runs what has completed.
-    fn enter(&mut self) -> io::Result<usize> {
+    /// One call into the kernel: hands over what was pushed and runs what has completed. What it does
+    /// not take now stays in the queue for the next poll.
+    fn enter(&mut self) {
         let pushed = self.ring.submission().len();
-        self.pushed = false;
         let to_submit = u32::try_from(pushed).unwrap_or(u32::MAX);
-        // IORING_ENTER_GETEVENTS, so that deferred completions are run.
+        let flags = EnterFlags::GETEVENTS.bits();
         // SAFETY: no argument is passed beside numbers.
-        unsafe { self.ring.submitter().enter::<libc::sigset_t>(to_submit, 0, 1, None) }
+        let taken =
+            unsafe { self.ring.submitter().enter::<libc::sigset_t>(to_submit, 0, flags, None) };
+        self.stats.enters += 1;
+        self.stats.submitted += taken.map_or(0, |taken| u64::try_from(taken).unwrap_or(0));
     }
 
-    fn poll(&mut self) {
-        let work = self.pushed || {
-            let submission = self.ring.submission();
-            submission.taskrun() || submission.cq_overflow()
-        };
-        if work {
-            // What cannot be submitted now stays in the queue and is tried at the next poll.
-            if self.enter().is_err() {
-                self.pushed = true;
+    /// Hands over what was pushed and sorts what has completed to its devices.
+    pub(super) fn poll(&mut self) {
+        for _ in 0..self.again.len() {
+            if let Some(number) = self.again.pop_front() {
+                self.push(number);
             }
+        }
+        let submission = self.ring.submission();
+        let work = !submission.is_empty() || submission.taskrun() || submission.cq_overflow();
+        drop(submission);
+        if work {
+            self.enter();
         }
         loop {
-            let next = self.ring.completion().next();
-            let Some(entry) = next else { break };
-            self.completed(&entry);
-        }
-        while let Some(at) = self.again.pop_front() {
-            if !self.push(at) {
-                self.again.push_front(at);
-                break;
-            }
+            let Some(entry) = self.ring.completion().next() else { break };
+            self.completed(
+                usize::try_from(entry.user_data()).unwrap_or(usize::MAX),
+                entry.result(),
+            );
         }
     }
 
-    fn completed(&mut self, entry: &cqueue::Entry) {
-        let at = usize::try_from(entry.user_data()).unwrap_or(usize::MAX);
-        let Some(Some(under)) = self.under.get_mut(at) else { return };
-        let moves = matches!(under.op.kind, OpKind::Read | OpKind::Write);
-        let result = match u32::try_from(entry.result()) {
-            Ok(0) if moves => Err(DeviceError::OutOfRange),
-            Ok(moved) if moves => {
-                under.moved += moved;
-                if u64::from(under.moved) < under.op.len {
-                    self.again.push_back(at);
-                    return;
+    /// The kernel's answer to the entry of an operation.
+    fn completed(&mut self, number: usize, result: i32) {
+        let Some(Some(under)) = self.under.get_mut(number) else { return };
+        let ended = match (u32::try_from(result), under.stage) {
+            (Err(_), _) if matches!(-result, libc::EAGAIN | libc::EINTR) => None,
+            (Err(_), _) => Some(Err(entry::device_error(-result))),
+            (Ok(_), Stage::Syncing) => Some(Ok(())),
+            (Ok(moved), Stage::Moving(before)) => match under.op.kind {
+                // Nothing moved: beyond the end of a file that was cut short.
+                OpKind::Read | OpKind::Write if moved == 0 => Some(Err(DeviceError::OutOfRange)),
+                OpKind::Read | OpKind::Write => {
+                    under.stage = Stage::Moving(before + moved);
+                    (u64::from(before + moved) >= under.op.len).then_some(Ok(()))
                 }
-                Ok(())
-            }
-            Ok(_) => Ok(()),
-            Err(_) if matches!(-entry.result(), libc::EAGAIN | libc::EINTR) => {
-                self.again.push_back(at);
-                return;
-            }
-            Err(_) => Err(device_error(-entry.result())),
+                OpKind::Deallocate | OpKind::WriteZeroes if under.op.fua => {
+                    under.stage = Stage::Syncing;
+                    None
+                }
+                OpKind::Deallocate | OpKind::WriteZeroes | OpKind::Flush => Some(Ok(())),
+            },
         };
-        self.finish(at, result);
+        match ended {
+            Some(result) => self.finish(number, result),
+            None => self.again.push_back(number),
+        }
     }
 
-    fn finish(&mut self, at: usize, result: Result<(), DeviceError>) {
-        let Some(under) = self.under.get_mut(at).and_then(Option::take) else { return };
-        self.free.push(at);
+    fn finish(&mut self, number: usize, result: Result<(), DeviceError>) {
+        let Some(under) = self.under.get_mut(number).and_then(Option::take) else { return };
+        self.free.push(number);
         let Some(Some(device)) = self.devices.get_mut(under.device) else { return };
         device.in_flight -= 1;
-        let (token, buf) = (under.op.token, under.op.buf);
-        device.done.push_back(Completion { token, result, buf });
-    }
-
-    fn start(&mut self, device: usize, op: Op<PoolBuf>) -> Result<(), Op<PoolBuf>> {
-        if self.under.len() - self.free.len() >= IN_FLIGHT_MAX {
-            return Err(op);
-        }
-        let at = self.free.pop().unwrap_or(self.under.len());
-        let under = Some(Under { device, op, moved: 0 });
-        if at == self.under.len() {
-            self.under.push(under);
+        if device.wanted {
+            let (token, buf) = (under.op.token, under.op.buf);
+            device.done.push_back(Completion { token, result, buf });
         } else {
-            self.under[at] = under;
+            self.close_if_unused(under.device);
         }
-        if let Some(Some(device)) = self.devices.get_mut(device) {
-            device.in_flight += 1;
-        }
-        if !self.push(at) {
-            self.again.push_back(at);
-        }
-        Ok(())
     }
 }
 
-fn device_error(errno: i32) -> DeviceError {
-    match errno {
-        libc::ENOSPC | libc::EDQUOT => DeviceError::NoSpace,
-        libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY => DeviceError::Unsupported,
-        libc::ENODEV | libc::ENXIO | libc::ESHUTDOWN => DeviceError::Gone,
-        libc::ENODATA | libc::EILSEQ | libc::EUCLEAN => DeviceError::Media,
-        libc::ETIMEDOUT => DeviceError::Timeout,
-        other => DeviceError::Io(other),
-    }
-}
-
-/// A file or block device on a reactor's ring.
-pub struct UringDevice {
-    ring: Ring,
-    at: usize,
-    info: DeviceInfo,
-}
-
-impl UringDevice {
-    /// Opens a file or block device exclusively; with `size`, makes a sparse file where there is none.
-    ///
-    /// # Errors
-    /// [`UringError`].
-    pub fn open(path: &str, size: Option<u64>, ring: Ring) -> Result<Self, UringError> {
-        let opened = file::open(path, size)?;
-        let at = ring.0.borrow_mut().add(opened.file.into(), opened.block_device);
-        Ok(Self { ring, at, info: opened.info })
-    }
-
-    fn check(&self, op: &Op<PoolBuf>) -> Result<(), DeviceError> {
-        if op.kind == OpKind::Flush {
-            return Ok(());
-        }
-        let inside = op.offset.checked_add(op.len).is_some_and(|end| end <= self.info.size);
-        if !inside {
-            return Err(DeviceError::OutOfRange);
-        }
-        let moves = matches!(op.kind, OpKind::Read | OpKind::Write);
-        let room = op.buf.as_ref().map_or(0, Buf::len) as u64;
-        let writable = op.kind != OpKind::Read || op.buf.as_ref().is_some_and(PoolBuf::is_unique);
-        if moves && (room < op.len || op.len == 0 || !writable) {
-            return Err(DeviceError::Io(libc::EINVAL));
-        }
-        Ok(())
-    }
-}
-
-impl Device for UringDevice {
-    type Buf = PoolBuf;
-
-    fn info(&self) -> &DeviceInfo {
-        &self.info
-    }
-
-    fn submit(&mut self, op: Op<PoolBuf>) -> Result<(), Op<PoolBuf>> {
-        let checked = self.check(&op);
-        let mut ring = self.ring.0.borrow_mut();
-        if let Err(error) = checked {
-            if let Some(Some(device)) = ring.devices.get_mut(self.at) {
-                let refused = Completion { token: op.token, result: Err(error), buf: op.buf };
-                device.done.push_back(refused);
-            }
-            return Ok(());
-        }
-        ring.start(self.at, op)
-    }
-
-    fn poll(&mut self, done: &mut Vec<Completion<PoolBuf>>) -> usize {
-        let mut ring = self.ring.0.borrow_mut();
-        ring.poll();
-        let Some(Some(device)) = ring.devices.get_mut(self.at) else { return 0 };
-        let count = device.done.len();
-        done.extend(device.done.drain(..));
-        count
-    }
-
-    fn in_flight(&self) -> usize {
-        let ring = self.ring.0.borrow();
-        ring.devices.get(self.at).and_then(Option::as_ref).map_or(0, |d| d.in_flight + d.done.len())
-    }
-}
-
-impl Drop for UringDevice {
+impl Drop for Inner {
+    /// The kernel may write to buffers of reads until they complete, so they must not be reused: the
+    /// ring waits, and leaks the buffers of a device that does not answer.
     fn drop(&mut self) {
-        // The kernel may still use buffers of operations under way: wait for them, as closing does.
-        for _ in 0..10_000 {
-            let mut ring = self.ring.0.borrow_mut();
-            let busy = ring.devices.get(self.at).and_then(Option::as_ref).is_some_and(|d| d.in_flight > 0);
-            if !busy {
-                break;
+        let begun = std::time::Instant::now();
+        while self.under.len() > self.free.len() {
+            if begun.elapsed() > DROP_PATIENCE {
+                core::mem::forget(core::mem::take(&mut self.under));
+                return;
             }
-            let _ = ring.enter();
-            ring.poll();
-            drop(ring);
-            std::thread::sleep(core::time::Duration::from_millis(1));
+            self.poll();
+            if self.under.len() > self.free.len() {
+                std::thread::sleep(Duration::from_micros(200));
+            }
         }
-        self.ring.0.borrow_mut().remove(self.at);
     }
 }
