@@ -31,6 +31,8 @@
 //!    was not durable yet.
 //! 4. **Commit marks.** The first journal batch of every segment begins with a
 //!    [`record::Kind::Commit`] for each volume: all LSNs up to its LSN are durable and committed.
+//!    Before the free mark of a journal segment, commits that cover all LSNs in it are durable in
+//!    a later journal segment: else the volume's last LSN would go back.
 //! 5. **Seal.** A footer is built only when all batches of its segment and all earlier ones of its
 //!    stream are durable (flushed, where the device has a volatile write cache) and each of the
 //!    segment's records is committed or dropped; within a stream in the order of opening. It leaves out blocks whose current version is

@@ -200,9 +200,7 @@ impl Replay {
                 continue;
             }
             self.block(at, record, name, slot)?;
-            if self.lsn_of(slot) == record.lsn.0 {
-                self.folds.set(slot, timeless_crc(*crc, key, block, record.lsn.0));
-            }
+            self.folds.set(slot, timeless_crc(*crc, key, block, record.lsn.0));
         }
         Ok(())
     }
