@@ -15,6 +15,15 @@
 //! `handle_timeout` at `next_deadline`; `poll_buffers` while `waiting_for_buffers`; then
 //! `poll_ready` for connections with something to send, and `poll_event`. After an
 //! [`Event::Close`] (or when the socket ends by itself) the shell calls `conn_closed`.
+//!
+//! Choices where the specifications leave one:
+//! - An association ends with its admin connection; it is not kept for a host to come back to (NVMe
+//!   Base 2.0 §3.3.1 asks for two minutes only where a controller supports that).
+//! - One R2T covers the whole data of a write, so that MAXR2T never limits and data comes in order.
+//! - I/O of a controller that is held (see `ana`) gets the status ANA Inaccessible rather than being
+//!   queued: in-capsule data would have to be copied and kept, and Linux waits for the change that an
+//!   event announces. A host without multipath retries five times, then reports an error.
+//! - A volume that cannot serve now is an ANA Transition, which hosts retry without a limit.
 
 pub use crate::target::config::{
     AddSubsystemError, BlockSize, DiscoveryRecord, HostAccess, Limits, LocalAddress, NSID_MAX,
@@ -30,7 +39,7 @@ use crate::target::controller::Controller;
 use crate::target::subsystem::Subsystem;
 use crate::tcp::TxQueue;
 use core::fmt;
-use forebay_io::{Buf, BufPool, Duration, Instant, Payload, Piece, Request, Tag};
+use forebay_io::{Buf, BufPool, Duration, Instant, Payload, Request, Tag};
 use forebay_wire::tcp::Fatal;
 use forebay_wire::{Nqn, Status};
 use std::collections::VecDeque;
@@ -378,6 +387,7 @@ struct TagParts {
 const SLOT_BITS: u32 = 12;
 const SLOT_MASK: u64 = (1 << SLOT_BITS) - 1;
 
+#[inline]
 fn tag(conn: ConnId, slot: u16, generation: u16, part: u8) -> Tag {
     Tag(u64::from(conn.slot) << 48
         | u64::from(conn.generation) << 32
@@ -386,6 +396,7 @@ fn tag(conn: ConnId, slot: u16, generation: u16, part: u8) -> Tag {
         | u64::from(part))
 }
 
+#[inline]
 fn untag(tag: Tag) -> TagParts {
     let low = |value: u64| {
         let raw = value.to_le_bytes();
@@ -396,11 +407,6 @@ fn untag(tag: Tag) -> TagParts {
         slot: low((tag.0 >> 20) & SLOT_MASK),
         generation: low((tag.0 >> 8) & SLOT_MASK),
     }
-}
-
-/// The length of all pieces together.
-fn total<B>(pieces: &[Piece<B>]) -> u64 {
-    pieces.iter().map(|piece| u64::from(piece.len)).sum()
 }
 
 impl<B> fmt::Debug for Target<B> {

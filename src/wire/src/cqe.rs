@@ -23,6 +23,7 @@ pub struct Cqe {
 
 impl Cqe {
     /// The 16 bytes.
+    #[inline]
     #[must_use]
     pub fn encode(&self) -> [u8; CQE_LEN] {
         let mut raw = [0; CQE_LEN];
@@ -35,6 +36,7 @@ impl Cqe {
     }
 
     /// From the 16 bytes; the phase tag, reserved in fabrics, is ignored.
+    #[inline]
     #[must_use]
     pub fn decode(raw: &[u8; CQE_LEN]) -> Self {
         Self {

@@ -140,6 +140,7 @@ impl Sgl {
     }
 
     /// From the 16 bytes.
+    #[inline]
     #[must_use]
     pub fn decode(raw: &[u8; 16]) -> Self {
         match raw[15] {
@@ -203,24 +204,28 @@ impl Sqe {
     }
 
     /// From the 64 bytes. Every pattern is a command; views and the target judge it.
+    #[inline]
     #[must_use]
     pub const fn from_bytes(raw: &[u8; SQE_LEN]) -> Self {
         Self(*raw)
     }
 
     /// The 64 bytes.
+    #[inline]
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; SQE_LEN] {
         &self.0
     }
 
     /// Opcode.
+    #[inline]
     #[must_use]
     pub const fn opcode(&self) -> u8 {
         self.0[0]
     }
 
     /// Fused operation part.
+    #[inline]
     #[must_use]
     pub const fn fuse(&self) -> Fuse {
         match self.0[1] & 3 {
@@ -245,6 +250,7 @@ impl Sqe {
     }
 
     /// How data is described.
+    #[inline]
     #[must_use]
     pub const fn psdt(&self) -> Psdt {
         match self.0[1] >> 6 {
@@ -256,6 +262,7 @@ impl Sqe {
     }
 
     /// Command identifier.
+    #[inline]
     #[must_use]
     pub fn cid(&self) -> u16 {
         get16(&self.0, 2)
@@ -269,18 +276,21 @@ impl Sqe {
     }
 
     /// Namespace identifier.
+    #[inline]
     #[must_use]
     pub fn nsid(&self) -> u32 {
         get32(&self.0, 4)
     }
 
     /// Fabrics command type (byte 4; shares its place with the NSID).
+    #[inline]
     #[must_use]
     pub const fn fctype(&self) -> u8 {
         self.0[4]
     }
 
     /// The data pointer as an SGL descriptor.
+    #[inline]
     #[must_use]
     pub fn sgl(&self) -> Sgl {
         Sgl::decode(&crate::field::array(&self.0, 24))
@@ -294,6 +304,7 @@ impl Sqe {
     }
 
     /// Command dword `n`; 0 for a number beyond 15.
+    #[inline]
     #[must_use]
     pub fn cdw(&self, n: usize) -> u32 {
         if n < 16 { get32(&self.0, n * 4) } else { 0 }
@@ -332,6 +343,7 @@ pub struct ReadWrite {
 
 impl ReadWrite {
     /// From a command's dwords 10–12.
+    #[inline]
     #[must_use]
     pub fn decode(sqe: &Sqe) -> Self {
         let dw12 = sqe.cdw(12);

@@ -142,12 +142,14 @@ codes! {
 
 impl Status {
     /// A status of its type (0–7) and code.
+    #[inline]
     #[must_use]
     pub const fn new(sct: u8, sc: u8) -> Self {
         Self(u16::from_le_bytes([sc, sct & 7]))
     }
 
     /// The same with Do Not Retry set.
+    #[inline]
     #[must_use]
     pub const fn dnr(self) -> Self {
         Self(self.0 | DNR)
@@ -160,6 +162,7 @@ impl Status {
     }
 
     /// Whether this is successful completion.
+    #[inline]
     #[must_use]
     pub const fn is_success(self) -> bool {
         self.code() == 0
@@ -172,6 +175,7 @@ impl Status {
     }
 
     /// Status code type and code only (bits 10:0).
+    #[inline]
     #[must_use]
     pub const fn code(self) -> u16 {
         self.0 & 0x7ff
@@ -196,6 +200,7 @@ impl Status {
     }
 
     /// The upper half of completion dword 3, phase tag 0 (reserved in fabrics).
+    #[inline]
     #[must_use]
     pub const fn to_field(self) -> u16 {
         self.0 << 1
@@ -208,6 +213,7 @@ impl Status {
     }
 
     /// Whether type and code are the same, whatever the other bits say.
+    #[inline]
     #[must_use]
     pub const fn is(self, other: Self) -> bool {
         self.code() == other.code()

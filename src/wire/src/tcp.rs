@@ -9,7 +9,8 @@ pub use crate::tcp::digest::{DIGEST_LEN, Digest, data_digest, header_digest};
 pub use crate::tcp::frame::{Direction, Frame};
 pub use crate::tcp::init::{IC_LEN, IcReq, IcResp};
 pub use crate::tcp::pdu::{
-    DataPdu, put_c2h_data, put_capsule_cmd, put_capsule_resp, put_h2c_data, put_r2t,
+    DataPdu, c2h_data, capsule_resp, put_c2h_data, put_capsule_cmd, put_capsule_resp, put_h2c_data,
+    put_r2t,
 };
 pub use crate::tcp::term::{TERM_HEADER_MAX, TERM_LEN_MAX, TermReq, put_term_req};
 
@@ -62,6 +63,7 @@ pub enum PduKind {
 
 impl PduKind {
     /// The type byte.
+    #[inline]
     #[must_use]
     pub const fn byte(self) -> u8 {
         match self {
@@ -78,6 +80,7 @@ impl PduKind {
     }
 
     /// From the type byte; `None` for a reserved one.
+    #[inline]
     #[must_use]
     pub const fn from_byte(byte: u8) -> Option<Self> {
         match byte {
@@ -95,6 +98,7 @@ impl PduKind {
     }
 
     /// The only right header length in bytes.
+    #[inline]
     #[must_use]
     pub const fn hlen(self) -> usize {
         match self {
@@ -223,12 +227,14 @@ impl Digests {
     }
 
     /// Bytes of a header digest on this connection.
+    #[inline]
     #[must_use]
     pub const fn header_len(self) -> usize {
         if self.header { DIGEST_LEN } else { 0 }
     }
 
     /// Bytes of a data digest on this connection.
+    #[inline]
     #[must_use]
     pub const fn data_len(self) -> usize {
         if self.data { DIGEST_LEN } else { 0 }
@@ -236,10 +242,16 @@ impl Digests {
 }
 
 /// Where data begins, for an alignment in dwords, zero-based (CPDA or HPDA).
+#[inline]
 #[must_use]
 pub const fn data_offset(kind: PduKind, digests: Digests, pda: u8) -> usize {
+    let end = kind.hlen() + digests.header_len();
+    if pda == 0 {
+        // Headers and digests are whole dwords.
+        return end;
+    }
     let unit = (pda as usize + 1) * 4;
-    (kind.hlen() + digests.header_len()).div_ceil(unit) * unit
+    end.div_ceil(unit) * unit
 }
 
 #[cfg(test)]

@@ -12,22 +12,19 @@ impl<B: Buf> Target<B> {
     /// emptied in every case. A completion whose connection has gone is only counted.
     pub fn complete(&mut self, tag: Tag, outcome: Outcome, pieces: &mut Vec<Piece<B>>) {
         let parts = untag(tag);
-        let known = self.conn_mut(parts.conn).is_some_and(|conn| {
-            conn.slots
-                .get(usize::from(parts.slot))
-                .is_some_and(|slot| slot.parts > 0 && slot.generation & 0xfff == parts.generation)
-        });
-        if !known {
+        let found = self
+            .conns
+            .get_mut(usize::from(parts.conn.slot))
+            .filter(|slot| slot.generation == parts.conn.generation)
+            .and_then(|slot| slot.conn.as_deref_mut())
+            .filter(|conn| conn.awaits(parts));
+        let Some(conn) = found else {
             self.stats.stale_completions += 1;
             pieces.clear();
             return;
-        }
-        let at = usize::from(parts.conn.slot);
-        let Some(conn) = self.conns.get_mut(at).and_then(|slot| slot.conn.as_deref_mut()) else {
-            return;
         };
         conn.admitted -= 1;
-        let slot = conn.slot(parts.slot);
+        let slot = &mut conn.slots[usize::from(parts.slot)];
         slot.parts -= 1;
         if let Outcome::Failed(error) = outcome {
             slot.failed = slot.failed.or(Some(status_of(error)));
@@ -38,7 +35,7 @@ impl<B: Buf> Target<B> {
         }
         if conn.dead {
             pieces.clear();
-            let partner = conn.slot(parts.slot).partner.take();
+            let partner = slot.partner.take();
             conn.release(parts.slot);
             if let Some(partner) = partner {
                 conn.release(partner);
@@ -49,13 +46,9 @@ impl<B: Buf> Target<B> {
             }
             return;
         }
-        let (kind, failed) = (conn.slot(parts.slot).kind, conn.slot(parts.slot).failed);
-        let (cid, nsid, slba, blocks) = {
-            let slot = conn.slot(parts.slot);
-            (slot.cid, slot.nsid, slot.slba, slot.blocks)
-        };
+        let (kind, mut failed) = (slot.kind, slot.failed);
+        let (cid, nsid, slba, blocks) = (slot.cid, slot.nsid, slot.slba, slot.blocks);
         let home = conn.home;
-        let mut failed = failed;
         match (kind, failed) {
             (Kind::Read, None) => {
                 if !conn.send_read(parts.slot, pieces) {

@@ -1,11 +1,12 @@
 //! One connection: its queue's command slots, its receive state, its output.
 
 use super::stats::ConnStats;
-use super::{ConnId, tag, total};
+use super::{ConnId, TagParts, tag};
 use crate::tcp::{Params, TxQueue};
 use forebay_io::{Buf, BufPool, Instant, Piece, Tag};
 use forebay_wire::tcp::{
-    DataPdu, Digest, Direction, Fatal, put_c2h_data, put_capsule_resp, put_r2t, put_term_req,
+    DataPdu, Digest, Digests, Direction, Fatal, c2h_data, capsule_resp, put_c2h_data,
+    put_capsule_resp, put_r2t, put_term_req,
 };
 use forebay_wire::{Cqe, Sqe, Status};
 use std::collections::VecDeque;
@@ -130,6 +131,8 @@ pub(super) struct Conn<B> {
     pub(super) ctrl: usize,
     pub(super) qid: u16,
     pub(super) params: Params,
+    /// No digests.
+    pub(super) plain: bool,
     pub(super) no_sq_flow: bool,
     pub(super) gate: Gate,
     entries: u16,
@@ -166,6 +169,7 @@ impl<B: Buf> Conn<B> {
             ctrl: usize::MAX,
             qid,
             params,
+            plain: params.digests == Digests::default(),
             no_sq_flow: false,
             gate: Gate::NotReady,
             entries: 1,
@@ -203,11 +207,13 @@ impl<B: Buf> Conn<B> {
 
     /// Whether a well-behaved host may send another command: a response that is not sent yet
     /// cannot have freed the host's queue entry.
+    #[inline]
     pub(super) fn within_queue(&self) -> bool {
         self.tx.responses() <= u32::from(self.entries) * 2 + 64
     }
 
     /// Takes a slot; `None` where the host has more commands outstanding than entries.
+    #[inline]
     pub(super) fn start(&mut self, start: Start) -> Option<u16> {
         let at = self.free.pop()?;
         let slot = &mut self.slots[usize::from(at)];
@@ -225,10 +231,20 @@ impl<B: Buf> Conn<B> {
         Some(at)
     }
 
+    #[inline]
     pub(super) fn slot(&mut self, at: u16) -> &mut Slot<B> {
         &mut self.slots[usize::from(at)]
     }
 
+    /// Whether the command that a tag names is in a volume.
+    #[inline]
+    pub(super) fn awaits(&self, tag: TagParts) -> bool {
+        self.slots
+            .get(usize::from(tag.slot))
+            .is_some_and(|slot| slot.parts > 0 && slot.generation & 0xfff == tag.generation)
+    }
+
+    #[inline]
     pub(super) fn release(&mut self, at: u16) {
         let slot = &mut self.slots[usize::from(at)];
         slot.state = State::Free;
@@ -237,6 +253,7 @@ impl<B: Buf> Conn<B> {
         self.free.push(at);
     }
 
+    #[inline]
     pub(super) fn tag(&self, at: u16, part: u8) -> Tag {
         tag(self.id, at, self.slots[usize::from(at)].generation, part)
     }
@@ -250,6 +267,7 @@ impl<B: Buf> Conn<B> {
     }
 
     /// Completes a command that holds no slot.
+    #[inline]
     pub(super) fn respond(&mut self, cid: u16, status: Status, result: u64) {
         let sqhd = self.next_sqhd();
         if !status.is_success() {
@@ -257,10 +275,15 @@ impl<B: Buf> Conn<B> {
         }
         let cqe = Cqe { result, sqhd, sqid: 0, cid, status };
         let digests = self.params.digests;
-        self.tx.push_with(1, |out| put_capsule_resp(out, &cqe, digests));
+        if digests.header {
+            self.tx.push_with(1, |out| put_capsule_resp(out, &cqe, digests));
+        } else {
+            self.tx.push_array(1, &capsule_resp(&cqe, digests));
+        }
     }
 
     /// Completes a command and frees its slot.
+    #[inline]
     pub(super) fn finish(&mut self, at: u16, status: Status) {
         let cid = self.slot(at).cid;
         self.release(at);
@@ -299,9 +322,13 @@ impl<B: Buf> Conn<B> {
             let slot = self.slot(at);
             (slot.cid, slot.bytes)
         };
-        let whole =
-            pieces.iter().all(|p| u64::from(p.offset) + u64::from(p.len) <= p.buf.len() as u64);
-        if !whole || total(pieces) != u64::from(bytes) {
+        let mut sum = 0;
+        for piece in pieces.iter() {
+            let inside = u64::from(piece.offset) + u64::from(piece.len);
+            // One that leaves its buffer spoils the sum.
+            sum += if inside <= piece.buf.len() as u64 { u64::from(piece.len) } else { 1 << 32 };
+        }
+        if sum != u64::from(bytes) {
             pieces.clear();
             self.finish(at, Status::INTERNAL);
             return false;
@@ -309,19 +336,23 @@ impl<B: Buf> Conn<B> {
         let success = self.no_sq_flow;
         let (digests, hpda) = (self.params.digests, self.params.hpda);
         let pdu = DataPdu { cid, ttag: 0, offset: 0, len: bytes };
-        self.tx.push_with(0, |out| put_c2h_data(out, &pdu, true, success, digests, hpda));
-        let mut digest = Digest::default();
-        for piece in pieces.drain(..) {
-            if digests.data {
-                let from = crate::tcp::widen(piece.offset);
-                let to = from + crate::tcp::widen(piece.len);
-                digest.update(&piece.buf.as_slice()[from..to]);
-            }
-            self.tx.push_piece(piece);
+        let ends = u32::from(success);
+        if digests.header || hpda > 0 {
+            self.tx.push_with(ends, |out| put_c2h_data(out, &pdu, true, success, digests, hpda));
+        } else {
+            self.tx.push_array(ends, &c2h_data(&pdu, true, success, digests, 0));
         }
-        if digests.data {
-            let digest = digest.finish();
-            self.tx.push_with(u32::from(success), |out| out.extend_from_slice(&digest));
+        let digest = digests.data.then(|| digest_of(pieces));
+        if pieces.len() == 1
+            && let Some(piece) = pieces.pop()
+        {
+            // The usual case by far: no iterator to set up and take down.
+            self.tx.push_piece(piece);
+        } else {
+            pieces.drain(..).for_each(|piece| self.tx.push_piece(piece));
+        }
+        if let Some(digest) = digest {
+            self.tx.push_array(0, &digest);
         }
         self.release(at);
         if !success {
@@ -425,9 +456,20 @@ impl<B: Buf> Conn<B> {
     }
 
     /// The start of a command: identity and place, no data.
+    #[inline]
     pub(super) fn begin(sqe: &Sqe, kind: Kind) -> Start {
         Start { kind, cid: sqe.cid(), nsid: sqe.nsid(), slba: 0, blocks: 0, fua: false, bytes: 0 }
     }
+}
+
+/// The digest of all pieces together.
+fn digest_of<B: Buf>(pieces: &[Piece<B>]) -> [u8; 4] {
+    let mut digest = Digest::default();
+    for piece in pieces {
+        let from = crate::tcp::widen(piece.offset);
+        digest.update(&piece.buf.as_slice()[from..from + crate::tcp::widen(piece.len)]);
+    }
+    digest.finish()
 }
 
 /// A transfer tag: slot + 1 (never 0) and the slot's generation, so that a stale one is noticed.

@@ -51,6 +51,7 @@ impl<B: Buf> Target<B> {
     }
 
     /// Carries out a checked command that is not half of a fused pair.
+    #[inline(always)]
     pub(super) fn carry_out<P, I>(
         &mut self,
         conn: &mut Conn<B>,
@@ -98,6 +99,7 @@ impl<B: Buf> Target<B> {
     }
 
     /// Whether the data of a command is there already (or there is none), or must be asked for.
+    #[inline(always)]
     pub(super) fn data_source(
         &self,
         sqe: &Sqe,
@@ -133,6 +135,7 @@ impl<B: Buf> Target<B> {
     }
 
     /// Checks everything that does not need the data.
+    #[inline(always)]
     pub(super) fn check(&self, conn: &Conn<B>, sqe: &Sqe) -> Result<Checked, Status> {
         if conn.gate == Gate::NotReady {
             return Err(Status::COMMAND_SEQUENCE.dnr());
@@ -279,6 +282,7 @@ impl<B: Buf> Target<B> {
 const RANGE_BYTES: u32 = 16;
 
 /// Data must be described by an SGL: fabrics know no PRPs.
+#[inline]
 fn described(sqe: &Sqe) -> Result<(), Status> {
     match sqe.psdt() {
         Psdt::Sgl | Psdt::SglMetadataSgl => Ok(()),
@@ -287,6 +291,7 @@ fn described(sqe: &Sqe) -> Result<(), Status> {
 }
 
 /// Hands one command to its volume.
+#[inline]
 pub(super) fn submit<B: Buf, I: IoSink<B>>(
     conn: &mut Conn<B>,
     at: u16,

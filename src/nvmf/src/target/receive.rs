@@ -7,8 +7,8 @@ use super::{Env, Event, IoSink, LINGER, Target};
 use crate::tcp::{IN_CAPSULE_MAX, MAXH2CDATA, widen};
 use forebay_io::{Buf, BufPool};
 use forebay_wire::tcp::{
-    COMMON_LEN, DIGEST_LEN, DataPdu, Digest, Direction, FLAG_LAST, Fatal, Frame, PduKind,
-    data_digest,
+    CAPSULE_CMD_HLEN, COMMON_LEN, DIGEST_LEN, DataPdu, Digest, Direction, FLAG_LAST, Fatal, Frame,
+    PduKind, data_digest,
 };
 use forebay_wire::{Sqe, Status};
 
@@ -21,6 +21,22 @@ fn frame_of<B>(conn: &Conn<B>, common: &[u8; COMMON_LEN]) -> Result<Frame, Fatal
         return Err(Fatal::sequence());
     }
     Ok(frame)
+}
+
+/// The common case, without digests: a right command capsule that is whole. Its length, command and
+/// data; `None` sends it the long way, which judges everything else.
+#[inline]
+fn plain_capsule<'i, B>(conn: &Conn<B>, input: &'i [u8]) -> Option<(usize, Sqe, &'i [u8])> {
+    let header = input.first_chunk::<CAPSULE_CMD_HLEN>()?;
+    // Type 04h, no flags, HLEN 72.
+    if header[..3] != [4, 0, 72] || !conn.plain || conn.parked.is_some() {
+        return None;
+    }
+    let total = widen(u32::from_le_bytes([header[4], header[5], header[6], header[7]]));
+    let data = input.get(CAPSULE_CMD_HLEN..total)?;
+    let right = data.is_empty() || (header[3] == 72 && data.len() <= widen(IN_CAPSULE_MAX));
+    let sqe = header.last_chunk::<64>().map(Sqe::from_bytes)?;
+    right.then_some((total, sqe, data))
 }
 
 /// Bytes that must be there before a PDU is handled: of H2CData the header, else all.
@@ -42,6 +58,13 @@ impl<B: Buf> Target<B> {
             if conn.arriving.is_some() {
                 input = self.take_data(conn, input, env);
             } else if conn.side.is_empty() {
+                if let Some((total, sqe, data)) = plain_capsule(conn, input) {
+                    if let Err(fatal) = self.command(conn, &sqe, data, env) {
+                        return self.terminate(conn, fatal, input, env);
+                    }
+                    input = &input[total..];
+                    continue;
+                }
                 let Some(common) = input.first_chunk::<COMMON_LEN>() else {
                     conn.side.extend_from_slice(input);
                     return;
@@ -118,13 +141,9 @@ impl<B: Buf> Target<B> {
         frame.check_header(pdu)?;
         match frame.kind {
             PduKind::CapsuleCmd => {
-                let raw = pdu[8..].first_chunk().ok_or(Fatal::field(4))?;
+                let raw = pdu[COMMON_LEN..].first_chunk().ok_or(Fatal::field(4))?;
                 let sqe = Sqe::from_bytes(raw);
                 let data = &pdu[frame.data_at..frame.data_at + frame.data_len];
-                conn.stats.commands += 1;
-                if !conn.within_queue() {
-                    return Err(Fatal::sequence());
-                }
                 if frame.ddgst && !pdu.ends_with(&data_digest(data)) {
                     // Not fatal (TCP transport 1.0 §3.3.1.1): the command fails, the host retries.
                     self.stats.data_digest_errors += 1;
@@ -132,11 +151,7 @@ impl<B: Buf> Target<B> {
                     self.break_fusion(conn, &sqe);
                     return Ok(());
                 }
-                if conn.qid == 0 {
-                    self.admin_command(conn, &sqe, data, env)
-                } else {
-                    self.io_command(conn, &sqe, data, env)
-                }
+                self.command(conn, &sqe, data, env)
             }
             PduKind::H2cData => start_data(conn, frame, pdu),
             PduKind::H2cTermReq => {
@@ -146,6 +161,30 @@ impl<B: Buf> Target<B> {
                 Ok(())
             }
             _ => Err(Fatal::sequence()),
+        }
+    }
+
+    /// Handles a command whose data, if it came with any, is right.
+    #[inline]
+    fn command<P, I>(
+        &mut self,
+        conn: &mut Conn<B>,
+        sqe: &Sqe,
+        data: &[u8],
+        env: &mut Env<'_, P, I>,
+    ) -> Result<(), Fatal>
+    where
+        P: BufPool<Buf = B>,
+        I: IoSink<B>,
+    {
+        conn.stats.commands += 1;
+        if !conn.within_queue() {
+            return Err(Fatal::sequence());
+        }
+        if conn.qid == 0 {
+            self.admin_command(conn, sqe, data, env)
+        } else {
+            self.io_command(conn, sqe, data, env)
         }
     }
 

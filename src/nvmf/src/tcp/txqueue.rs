@@ -1,4 +1,12 @@
 //! Bytes to send, in order: headers in one arena, data as pieces of shared buffers.
+//!
+//! ```text
+//! arena:     |-- gone --|-- run 0 --|-- run 1 --|...|-- open --|
+//!                       head                        closed     end
+//! segments:  run 0 + piece 0, run 1 + piece 1, ...
+//! to send:   run 0, piece 0, run 1, piece 1, ..., open
+//! ```
+//! Headers are appended to the open run at the cost of a copy; only a piece, or sending, closes it.
 
 use forebay_io::{Buf, Piece};
 use std::collections::VecDeque;
@@ -7,35 +15,29 @@ use std::collections::VecDeque;
 const COMPACT_AT: usize = 64 << 10;
 /// Arena capacity above which an emptied queue gives memory back.
 const SHRINK_AT: usize = 512 << 10;
-/// Responses that share one segment: bounds how late they are seen as sent.
-const RESPONSES_PER_SEGMENT: u32 = 32;
 
+/// A run of arena bytes, then bytes of a buffer.
 #[derive(Debug)]
-enum Segment<B> {
-    /// The next `len` bytes of the arena, with this many responses in them.
-    Arena { len: usize, responses: u32 },
-    /// Bytes of a buffer.
-    Data(Piece<B>),
-}
-
-impl<B> Segment<B> {
-    fn len(&self) -> usize {
-        match self {
-            Self::Arena { len, .. } => *len,
-            Self::Data(piece) => widen(piece.len),
-        }
-    }
+struct Segment<B> {
+    /// Arena bytes of the run that are not sent.
+    run: usize,
+    /// Responses in the run.
+    responses: u32,
+    /// What follows the run; its sent bytes are cut off.
+    piece: Option<Piece<B>>,
 }
 
 /// An ordered queue of bytes to send. Its memory is kept when it empties.
 #[derive(Debug)]
 pub struct TxQueue<B> {
     arena: Vec<u8>,
-    /// Arena bytes before this one belong to segments that are gone.
+    /// Arena bytes before this one are sent.
     head: usize,
+    /// Where the open run begins.
+    closed: usize,
+    /// Responses in the open run.
+    open_responses: u32,
     segments: VecDeque<Segment<B>>,
-    /// Bytes of the first segment that are sent.
-    sent: usize,
     queued: usize,
     responses: u32,
 }
@@ -45,8 +47,9 @@ impl<B> Default for TxQueue<B> {
         Self {
             arena: Vec::new(),
             head: 0,
+            closed: 0,
+            open_responses: 0,
             segments: VecDeque::new(),
-            sent: 0,
             queued: 0,
             responses: 0,
         }
@@ -54,6 +57,7 @@ impl<B> Default for TxQueue<B> {
 }
 
 /// A u32 as usize (every supported target has at least 32-bit addresses).
+#[inline]
 pub(crate) fn widen(value: u32) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
@@ -71,95 +75,103 @@ impl<B: Buf> TxQueue<B> {
         self.queued == 0
     }
 
-    /// Response capsules (and successful data PDUs) not yet wholly sent; counted late by at most
-    /// the responses that share a segment.
+    /// Response capsules (and successful data PDUs) not yet wholly sent; those that were queued
+    /// together with one that is not sent count as not sent.
     #[must_use]
     pub const fn responses(&self) -> u32 {
         self.responses
     }
 
     /// Lets `write` append bytes to the arena; `responses` of them end a command.
+    #[inline]
     pub fn push_with(&mut self, responses: u32, write: impl FnOnce(&mut Vec<u8>)) {
         let before = self.arena.len();
         write(&mut self.arena);
-        let added = self.arena.len().saturating_sub(before);
-        if added == 0 {
-            return;
-        }
-        self.queued += added;
+        self.queued += self.arena.len().saturating_sub(before);
         self.responses += responses;
-        // A segment that is on its way is not extended, so that its responses are seen as sent.
-        let alone = self.segments.len() == 1 && self.sent > 0;
-        if let (false, Some(Segment::Arena { len, responses: held })) =
-            (alone, self.segments.back_mut())
-            && *held < RESPONSES_PER_SEGMENT
-        {
-            *len += added;
-            *held += responses;
-            return;
-        }
-        self.segments.push_back(Segment::Arena { len: added, responses });
+        self.open_responses += responses;
+    }
+
+    /// Appends bytes of a fixed length; `responses` of them end a command.
+    #[inline]
+    pub fn push_array<const N: usize>(&mut self, responses: u32, bytes: &[u8; N]) {
+        self.arena.extend_from_slice(bytes);
+        self.queued += N;
+        self.responses += responses;
+        self.open_responses += responses;
     }
 
     /// Appends a piece of a buffer, which is kept until it is sent. The caller has checked that
     /// the piece lies in its buffer; one that does not is cut.
+    #[inline]
     pub fn push_piece(&mut self, mut piece: Piece<B>) {
         let room = piece.buf.len().saturating_sub(widen(piece.offset));
         piece.len = piece.len.min(u32::try_from(room).unwrap_or(u32::MAX));
         if piece.len > 0 {
             self.queued += widen(piece.len);
-            self.segments.push_back(Segment::Data(piece));
+            self.close(Some(piece));
         }
+    }
+
+    /// Makes a segment of the open run and of what follows it.
+    fn close(&mut self, piece: Option<Piece<B>>) {
+        let run = self.arena.len() - self.closed;
+        self.closed = self.arena.len();
+        let responses = core::mem::take(&mut self.open_responses);
+        self.segments.push_back(Segment { run, responses, piece });
     }
 
     /// The bytes to send, in order, as slices that are not empty.
     pub fn slices(&self) -> impl Iterator<Item = &[u8]> {
         let mut at = self.head;
-        let mut skip = self.sent;
-        self.segments.iter().map(move |segment| {
-            let bytes = match segment {
-                Segment::Arena { len, .. } => {
-                    let bytes = &self.arena[at..at + len];
-                    at += len;
-                    bytes
-                }
-                Segment::Data(piece) => {
-                    let from = widen(piece.offset);
-                    &piece.buf.as_slice()[from..from + widen(piece.len)]
-                }
-            };
-            let rest = &bytes[skip..];
-            skip = 0;
-            rest
-        })
+        let segments = self.segments.iter().flat_map(move |segment| {
+            let run = &self.arena[at..at + segment.run];
+            at += segment.run;
+            [run, segment.piece.as_ref().map_or(&[][..], bytes_of)]
+        });
+        let open = core::iter::once(&self.arena[self.closed..]);
+        segments.chain(open).filter(|slice| !slice.is_empty())
     }
 
     /// The first `n` bytes are sent; more than [`TxQueue::len`] counts as all.
     pub fn advance(&mut self, n: usize) {
         let mut left = n.min(self.queued);
         self.queued -= left;
+        // What is on its way is not extended, so that its responses are seen as sent.
+        if self.closed < self.arena.len() {
+            self.close(None);
+        }
         while left > 0 {
-            let Some(front) = self.segments.front() else { break };
-            let rest = front.len() - self.sent;
-            if left < rest {
-                self.sent += left;
+            let Some(front) = self.segments.front_mut() else { break };
+            let run = left.min(front.run);
+            front.run -= run;
+            self.head += run;
+            left -= run;
+            if front.run > 0 {
                 break;
             }
-            left -= rest;
-            self.sent = 0;
-            if let Some(Segment::Arena { len, responses }) = self.segments.pop_front() {
-                self.head += len;
-                self.responses -= responses;
+            if let Some(piece) = &mut front.piece {
+                let sent = u32::try_from(left).unwrap_or(u32::MAX).min(piece.len);
+                piece.offset += sent;
+                piece.len -= sent;
+                left -= widen(sent);
+                if piece.len > 0 {
+                    break;
+                }
             }
+            self.responses -= front.responses;
+            self.segments.pop_front();
         }
         if self.segments.is_empty() {
             self.arena.clear();
             self.head = 0;
+            self.closed = 0;
             if self.arena.capacity() > SHRINK_AT {
                 self.arena.shrink_to(COMPACT_AT);
             }
         } else if self.head > COMPACT_AT && self.head > self.arena.len() / 2 {
             self.arena.drain(..self.head);
+            self.closed -= self.head;
             self.head = 0;
         }
     }
@@ -168,6 +180,12 @@ impl<B: Buf> TxQueue<B> {
     pub fn clear(&mut self) {
         *self = Self::default();
     }
+}
+
+/// The bytes of a piece that lies in its buffer.
+fn bytes_of<B: Buf>(piece: &Piece<B>) -> &[u8] {
+    let from = widen(piece.offset);
+    &piece.buf.as_slice()[from..from + widen(piece.len)]
 }
 
 #[cfg(test)]
@@ -194,9 +212,13 @@ mod tests {
         for _ in 0..40 {
             tx.push_with(1, |out| out.extend_from_slice(&[7; 24]));
         }
-        assert_eq!((tx.slices().count(), tx.responses()), (2, 40));
-        tx.advance(32 * 24);
-        assert_eq!(tx.responses(), 8);
+        assert_eq!((tx.slices().count(), tx.responses()), (1, 40));
+        tx.advance(39 * 24);
+        // The first 40 are on their way: what comes next is counted apart.
+        tx.push_array(1, &[8; 24]);
+        assert_eq!((tx.slices().count(), tx.responses()), (2, 41));
+        tx.advance(24);
+        assert_eq!((tx.slices().count(), tx.responses()), (1, 1));
     }
 
     proptest! {

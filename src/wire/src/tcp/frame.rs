@@ -40,6 +40,7 @@ impl Frame {
     /// # Errors
     /// An unknown type, a type of the other direction, or a wrong flag, HLEN, PDO or PLEN, with the
     /// offset of the field.
+    #[inline]
     pub fn parse(
         raw: &[u8; COMMON_LEN],
         direction: Direction,
@@ -111,6 +112,7 @@ impl Frame {
     }
 
     /// Bytes to wait for before the header can be read: header and its digest.
+    #[inline]
     #[must_use]
     pub const fn header_len(&self) -> usize {
         self.kind.hlen() + if self.hdgst { DIGEST_LEN } else { 0 }
@@ -120,6 +122,7 @@ impl Frame {
     ///
     /// # Errors
     /// A wrong digest, or fewer bytes than [`Frame::header_len`].
+    #[inline]
     pub fn check_header(&self, pdu: &[u8]) -> Result<(), Fatal> {
         if !self.hdgst {
             return Ok(());

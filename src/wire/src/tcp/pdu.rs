@@ -31,6 +31,7 @@ impl DataPdu {
         }
     }
 
+    #[inline]
     fn header(&self, kind: PduKind, flags: u8, pdo: u8, plen: u32) -> [u8; SHORT_HLEN] {
         let mut raw = [0; SHORT_HLEN];
         raw[0] = kind.byte();
@@ -47,11 +48,13 @@ impl DataPdu {
 }
 
 /// A length that is known to be small, as the wire wants it.
+#[inline]
 fn small(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }
 
 /// Flags, PDO and PLEN of a PDU with data; PLEN saturates (callers keep data below 4 GiB).
+#[inline]
 fn layout(kind: PduKind, digests: Digests, pda: u8, data_len: u32) -> (u8, u8, u32) {
     let at = data_offset(kind, digests, pda);
     let flags =
@@ -60,6 +63,7 @@ fn layout(kind: PduKind, digests: Digests, pda: u8, data_len: u32) -> (u8, u8, u
     (flags, u8::try_from(at).unwrap_or(u8::MAX), plen)
 }
 
+#[inline]
 fn put_header(out: &mut Vec<u8>, header: &[u8], digests: Digests) {
     out.extend_from_slice(header);
     if digests.header {
@@ -97,15 +101,40 @@ pub fn put_capsule_cmd(out: &mut Vec<u8>, sqe: &Sqe, data_len: u32, digests: Dig
     }
 }
 
-/// Appends a response capsule.
-pub fn put_capsule_resp(out: &mut Vec<u8>, cqe: &Cqe, digests: Digests) {
+/// A response capsule, without the header digest.
+#[inline]
+#[must_use]
+pub fn capsule_resp(cqe: &Cqe, digests: Digests) -> [u8; SHORT_HLEN] {
     let mut raw = [0; SHORT_HLEN];
     raw[0] = PduKind::CapsuleResp.byte();
     raw[1] = if digests.header { FLAG_HDGST } else { 0 };
     raw[2] = 24;
-    put32(&mut raw, 4, small(SHORT_HLEN + digests.header_len()));
+    raw[4] = if digests.header { 28 } else { 24 };
     raw[8..].copy_from_slice(&cqe.encode());
-    put_header(out, &raw, digests);
+    raw
+}
+
+/// Appends a response capsule.
+pub fn put_capsule_resp(out: &mut Vec<u8>, cqe: &Cqe, digests: Digests) {
+    put_header(out, &capsule_resp(cqe, digests), digests);
+}
+
+/// The header of C2HData, without digest and padding. `success` says that no response capsule
+/// follows, and requires `last`.
+#[inline]
+#[must_use]
+pub fn c2h_data(
+    pdu: &DataPdu,
+    last: bool,
+    success: bool,
+    digests: Digests,
+    hpda: u8,
+) -> [u8; SHORT_HLEN] {
+    let (mut flags, pdo, plen) = layout(PduKind::C2hData, digests, hpda, pdu.len);
+    if last {
+        flags |= if success { FLAG_LAST | FLAG_SUCCESS } else { FLAG_LAST };
+    }
+    pdu.header(PduKind::C2hData, flags, pdo, plen)
 }
 
 /// Appends the header of C2HData for a host with alignment `hpda`; data and its digest follow.
@@ -118,11 +147,7 @@ pub fn put_c2h_data(
     digests: Digests,
     hpda: u8,
 ) {
-    let (mut flags, pdo, plen) = layout(PduKind::C2hData, digests, hpda, pdu.len);
-    if last {
-        flags |= if success { FLAG_LAST | FLAG_SUCCESS } else { FLAG_LAST };
-    }
-    put_header(out, &pdu.header(PduKind::C2hData, flags, pdo, plen), digests);
+    put_header(out, &c2h_data(pdu, last, success, digests, hpda), digests);
     put_padding(out, PduKind::C2hData, digests, hpda);
 }
 
