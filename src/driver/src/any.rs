@@ -2,6 +2,7 @@
 
 use crate::fault::{FaultDevice, FaultHandle};
 use crate::mem::MemDevice;
+use crate::nvmf::{NvmfDevice, NvmfUri};
 use crate::slow::SlowDevice;
 use crate::uri::{DeviceUri, UriError};
 use crate::uring::{Ring, UringDevice, UringError};
@@ -81,6 +82,8 @@ pub enum AnyDevice {
     Mem(MemDevice),
     /// `uring:`
     Uring(UringDevice),
+    /// `nvmf+tcp:`
+    Nvmf(Box<NvmfDevice<PoolBuf>>),
     /// `slow:`
     Slow(Box<SlowDevice>),
     /// `fault:`
@@ -97,23 +100,28 @@ pub fn open(uri: &str, context: &DriverContext) -> Result<AnyDevice, OpenError> 
 
 fn open_parsed(uri: &DeviceUri, context: &DriverContext) -> Result<AnyDevice, OpenError> {
     Ok(match uri {
-        DeviceUri::Mem { size } => AnyDevice::Mem(
-            MemDevice::new(*size).map_err(|error| OpenError::Mem { size: *size, error })?,
+        DeviceUri::Mem { size, block_size } => AnyDevice::Mem(
+            MemDevice::new(*size, *block_size)
+                .map_err(|error| OpenError::Mem { size: *size, error })?,
         ),
         DeviceUri::Uring { path, size } => {
             let ring = context.ring().map_err(OpenError::Uring)?;
             AnyDevice::Uring(UringDevice::open(path, *size, ring).map_err(OpenError::Uring)?)
         }
-        DeviceUri::Slow { inner, read, write, jitter } => {
+        DeviceUri::Slow { inner, latency } => {
             let inner = open_parsed(inner, context)?;
-            let time = context.time.clone();
-            AnyDevice::Slow(Box::new(SlowDevice::new(inner, time, (*read, *write), *jitter)))
+            AnyDevice::Slow(Box::new(SlowDevice::new(inner, context.time.clone(), *latency)))
         }
         DeviceUri::Fault { inner } => {
             AnyDevice::Fault(Box::new(FaultDevice::new(open_parsed(inner, context)?)))
         }
-        DeviceUri::NvmfTcp { .. } => {
-            return Err(OpenError::Nvmf("remote namespaces cannot be opened yet".to_owned()));
+        DeviceUri::NvmfTcp { address, options } => {
+            let words = |error: &dyn fmt::Display| OpenError::Nvmf(format!("{address}: {error}"));
+            let options = options.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+            let uri = NvmfUri::from_parts(address, options).map_err(|error| words(&error))?;
+            let device = NvmfDevice::open(&uri).map_err(|error| words(&error))?;
+            context.wait.add(device.wait_fd()).map_err(|error| words(&error))?;
+            AnyDevice::Nvmf(Box::new(device))
         }
     })
 }
@@ -125,9 +133,9 @@ impl AnyDevice {
         match self {
             Self::Mem(device) if device.in_flight() > 0 => Instant(0),
             Self::Mem(_) | Self::Uring(_) => Instant::NEVER,
+            Self::Nvmf(device) => device.next_deadline(),
             Self::Slow(device) => device.next_deadline().min(device.inner().next_deadline()),
-            Self::Fault(device) if device.has_failed() => Instant(0),
-            Self::Fault(device) => device.inner().next_deadline(),
+            Self::Fault(device) => device.next_deadline(),
         }
     }
 
@@ -137,7 +145,7 @@ impl AnyDevice {
         match self {
             Self::Fault(device) => Some(device.handle()),
             Self::Slow(device) => device.inner().faults(),
-            Self::Mem(_) | Self::Uring(_) => None,
+            Self::Mem(_) | Self::Uring(_) | Self::Nvmf(_) => None,
         }
     }
 }
@@ -149,6 +157,7 @@ impl Device for AnyDevice {
         match self {
             Self::Mem(device) => device.info(),
             Self::Uring(device) => device.info(),
+            Self::Nvmf(device) => device.info(),
             Self::Slow(device) => device.info(),
             Self::Fault(device) => device.info(),
         }
@@ -158,6 +167,7 @@ impl Device for AnyDevice {
         match self {
             Self::Mem(device) => device.submit(op),
             Self::Uring(device) => device.submit(op),
+            Self::Nvmf(device) => device.submit(op),
             Self::Slow(device) => device.submit(op),
             Self::Fault(device) => device.submit(op),
         }
@@ -167,6 +177,7 @@ impl Device for AnyDevice {
         match self {
             Self::Mem(device) => device.poll(done),
             Self::Uring(device) => device.poll(done),
+            Self::Nvmf(device) => device.poll(done),
             Self::Slow(device) => device.poll(done),
             Self::Fault(device) => device.poll(done),
         }
@@ -176,6 +187,7 @@ impl Device for AnyDevice {
         match self {
             Self::Mem(device) => device.in_flight(),
             Self::Uring(device) => device.in_flight(),
+            Self::Nvmf(device) => device.in_flight(),
             Self::Slow(device) => device.in_flight(),
             Self::Fault(device) => device.in_flight(),
         }

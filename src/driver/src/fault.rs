@@ -1,21 +1,21 @@
 //! `fault:URI`: a device that fails, hangs or disappears on request.
 
 use crate::any::AnyDevice;
-use forebay_io::{Completion, Device, DeviceError, DeviceInfo, Op, OpKind};
+use forebay_io::{Completion, Device, DeviceError, DeviceInfo, Instant, Op, OpKind};
 use forebay_reactor::PoolBuf;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-/// Operations that wait for a hanging device at most.
+/// Operations that hang or have failed at most, between two polls.
 const QUEUE: usize = 4096;
 
-/// What a device does from now on.
+/// What happens to an operation that meets a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Operations fail with this error; the device does not see them.
+    /// It fails with this error; the device does not see it. [`DeviceError::Gone`] is a disappearance.
     Error(DeviceError),
-    /// Operations are taken and not answered until the fault ends; then they are carried out.
+    /// It is taken and not answered until the fault is healed; then it is carried out.
     Hang,
 }
 
@@ -43,49 +43,95 @@ impl FaultOps {
     }
 }
 
-#[derive(Debug, Default)]
-struct Plan {
-    fault: Option<(Fault, FaultOps)>,
-    /// Operations until it ends by itself.
-    left: Option<u64>,
+/// When which operations meet a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultRule {
+    /// What happens to them.
+    pub fault: Fault,
+    /// Their kinds; all numbers below count operations of these kinds.
+    pub ops: FaultOps,
+    /// So many are spared first.
+    pub after: u64,
+    /// So many meet it then, before it ends for new ones; `None`: all.
+    pub count: Option<u64>,
+    /// Of the others so many in a million meet it, drawn from `seed`.
+    pub per_million: u32,
+    /// The same seed chooses the same operations.
+    pub seed: u64,
 }
 
-/// Controls a device's faults, from the reactor's thread.
-#[derive(Clone, Debug, Default)]
-pub struct FaultHandle(Rc<RefCell<Plan>>);
-
-impl FaultHandle {
-    /// Begins a fault, for `count` operations or until it is healed.
-    pub fn inject(&self, fault: Fault, ops: FaultOps, count: Option<u64>) {
-        *self.0.borrow_mut() = Plan { fault: Some((fault, ops)), left: count };
+impl FaultRule {
+    /// Every operation meets the fault, from now on.
+    #[must_use]
+    pub const fn always(fault: Fault) -> Self {
+        let (after, count, per_million, seed) = (0, None, 1_000_000, 0);
+        Self { fault, ops: FaultOps::ALL, after, count, per_million, seed }
     }
+}
 
-    /// Ends any fault.
-    pub fn heal(&self) {
-        *self.0.borrow_mut() = Plan::default();
-    }
+#[derive(Debug, Default)]
+struct Plan {
+    rule: Option<FaultRule>,
+    /// Counts heals: operations that hang do so until it changes.
+    heals: u64,
+}
 
+impl Plan {
     /// The fault that an operation of this kind meets now.
-    fn meet(&self, kind: OpKind) -> Option<Fault> {
-        let mut plan = self.0.borrow_mut();
-        let (fault, ops) = plan.fault?;
-        if !ops.has(kind) {
+    fn meet(&mut self, kind: OpKind) -> Option<Fault> {
+        let rule = self.rule.as_mut().filter(|rule| rule.ops.has(kind))?;
+        if rule.after > 0 {
+            rule.after -= 1;
             return None;
         }
-        if let Some(left) = &mut plan.left {
+        if rule.per_million < 1_000_000 {
+            // splitmix64, as for the latencies of `slow:`.
+            rule.seed = rule.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut mixed = rule.seed;
+            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            if (mixed ^ (mixed >> 31)) % 1_000_000 >= u64::from(rule.per_million) {
+                return None;
+            }
+        }
+        let fault = rule.fault;
+        if let Some(left) = &mut rule.count {
             if *left == 0 {
-                *plan = Plan::default();
+                self.rule = None;
                 return None;
             }
             *left -= 1;
         }
         Some(fault)
     }
+}
 
-    fn hangs(&self, kind: OpKind) -> bool {
-        let plan = self.0.borrow();
-        plan.fault.is_some_and(|(fault, ops)| fault == Fault::Hang && ops.has(kind))
-            && plan.left != Some(0)
+/// Controls a device's faults, from the reactor's thread (the control plane calls in there, which also
+/// wakes a reactor that sleeps).
+#[derive(Clone, Debug, Default)]
+pub struct FaultHandle(Rc<RefCell<Plan>>);
+
+impl FaultHandle {
+    /// Begins a fault, for `count` operations or until it is healed.
+    pub fn inject(&self, fault: Fault, ops: FaultOps, count: Option<u64>) {
+        self.inject_rule(FaultRule { ops, count, ..FaultRule::always(fault) });
+    }
+
+    /// Begins a fault by rule, in place of the one that was; operations that hang go on hanging.
+    pub fn inject_rule(&self, rule: FaultRule) {
+        self.0.borrow_mut().rule = Some(rule);
+    }
+
+    /// Ends any fault for new operations; those that hang stay so until [`FaultHandle::heal`].
+    pub fn end(&self) {
+        self.0.borrow_mut().rule = None;
+    }
+
+    /// Ends any fault; what hangs is carried out.
+    pub fn heal(&self) {
+        let mut plan = self.0.borrow_mut();
+        plan.rule = None;
+        plan.heals += 1;
     }
 }
 
@@ -93,7 +139,8 @@ impl FaultHandle {
 pub struct FaultDevice {
     inner: AnyDevice,
     handle: FaultHandle,
-    hung: VecDeque<Op<PoolBuf>>,
+    /// Operations that hang, with the number of heals when they were submitted.
+    hung: VecDeque<(u64, Op<PoolBuf>)>,
     failed: VecDeque<Completion<PoolBuf>>,
 }
 
@@ -121,10 +168,12 @@ impl FaultDevice {
         &self.inner
     }
 
-    /// Whether it must be polled although nothing wakes the reactor.
+    /// When it must be polled at the latest: at once while it has something of its own to say.
     #[must_use]
-    pub fn has_failed(&self) -> bool {
-        !self.failed.is_empty()
+    pub fn next_deadline(&self) -> Instant {
+        let heals = self.handle.0.borrow().heals;
+        let released = self.hung.front().is_some_and(|(then, _)| *then != heals);
+        if released || !self.failed.is_empty() { Instant(0) } else { self.inner.next_deadline() }
     }
 }
 
@@ -136,31 +185,31 @@ impl Device for FaultDevice {
     }
 
     fn submit(&mut self, op: Op<PoolBuf>) -> Result<(), Op<PoolBuf>> {
-        match self.handle.meet(op.kind) {
+        if self.hung.len() + self.failed.len() >= QUEUE {
+            return Err(op);
+        }
+        let mut plan = self.handle.0.borrow_mut();
+        match plan.meet(op.kind) {
             None => self.inner.submit(op),
             Some(Fault::Error(error)) => {
-                self.failed.push_back(Completion {
-                    token: op.token,
-                    result: Err(error),
-                    buf: op.buf,
-                });
+                let failed = Completion { token: op.token, result: Err(error), buf: op.buf };
+                self.failed.push_back(failed);
                 Ok(())
             }
-            Some(Fault::Hang) if self.hung.len() < QUEUE => {
-                self.hung.push_back(op);
+            Some(Fault::Hang) => {
+                self.hung.push_back((plan.heals, op));
                 Ok(())
             }
-            Some(Fault::Hang) => Err(op),
         }
     }
 
     fn poll(&mut self, done: &mut Vec<Completion<PoolBuf>>) -> usize {
-        for _ in 0..self.hung.len() {
-            let Some(op) = self.hung.pop_front() else { break };
-            if self.handle.hangs(op.kind) {
-                self.hung.push_back(op);
-            } else if let Err(op) = self.inner.submit(op) {
-                self.hung.push_front(op);
+        let heals = self.handle.0.borrow().heals;
+        while self.hung.front().is_some_and(|(then, _)| *then != heals) {
+            let Some((_, op)) = self.hung.pop_front() else { break };
+            if let Err(op) = self.inner.submit(op) {
+                // Released already: its number of heals is past whatever it was.
+                self.hung.push_front((heals.wrapping_sub(1), op));
                 break;
             }
         }
@@ -173,3 +222,6 @@ impl Device for FaultDevice {
         self.inner.in_flight() + self.hung.len() + self.failed.len()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,5 +22,5 @@ pub mod uri;
 pub mod uring;
 
 pub use any::{AnyDevice, DriverContext, OpenError, open};
-pub use fault::{Fault, FaultHandle, FaultOps};
-pub use uri::{DeviceUri, UriError};
+pub use fault::{Fault, FaultHandle, FaultOps, FaultRule};
+pub use uri::{DeviceUri, Latency, UriError};

@@ -31,7 +31,30 @@ fn a_file_behaves_as_its_model() {
     let stats = uring(&device).ring().stats();
     println!("{stats:?}");
     assert!(stats.regions > 0 || stats.regions_refused > 0);
-    assert!(stats.enters < stats.submitted, "operations share calls: {stats:?}");
+}
+
+/// One call into the kernel for all operations of a poll, over all devices; none without any.
+#[test]
+fn a_poll_is_one_call_at_most() {
+    let (mut bench, a, b) = (Bench::new(), scratch(), scratch());
+    let mut devices = [open_sized(&bench, &a, "1M"), open_sized(&bench, &b, "1M")];
+    let before = uring(&devices[0]).ring().stats();
+    for number in 0..64u64 {
+        let buf = bench.pool.alloc(4096).unwrap();
+        let device = &mut devices[usize::try_from(number % 2).unwrap()];
+        device.submit(Op::read(number, number * 4096, 4096, buf)).unwrap();
+    }
+    let mut done = Vec::new();
+    devices[0].poll(&mut done);
+    let after = uring(&devices[0]).ring().stats();
+    assert_eq!((after.enters - before.enters, after.submitted - before.submitted), (1, 64));
+    while devices.iter().any(|device| device.in_flight() > 0) {
+        devices.iter_mut().for_each(|device| _ = device.poll(&mut done));
+    }
+    let before = uring(&devices[0]).ring().stats();
+    (0..100).for_each(|_| _ = devices[0].poll(&mut done));
+    assert_eq!(uring(&devices[0]).ring().stats(), before);
+    assert_eq!(done.len(), 64);
 }
 
 #[test]
