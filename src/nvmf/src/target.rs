@@ -17,8 +17,8 @@
 //! [`Event::Close`] (or when the socket ends by itself) the shell calls `conn_closed`.
 //!
 //! Choices where the specifications leave one:
-//! - An association ends with its admin connection; it is not kept for a host to come back to (NVMe
-//!   Base 2.0 §3.3.1 asks for two minutes only where a controller supports that).
+//! - A controller that was disabled or shut down keeps its association as long as its admin connection
+//!   lives (the two minutes that a host may count on, and more); it is not kept beyond that connection.
 //! - One R2T covers the whole data of a write, so that MAXR2T never limits and data comes in order.
 //! - I/O of a controller that is held (see `ana`) gets the status ANA Inaccessible rather than being
 //!   queued: in-capsule data would have to be copied and kept, and Linux waits for the change that an
