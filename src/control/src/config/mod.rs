@@ -214,11 +214,11 @@ impl ServeConfig {
                 device: file("cache.img", "2G"),
                 durability: Durability::Auto,
             }],
-            volumes: vec![VolumeConfig::new(
-                "quickstart",
-                &file("backing.img", "8G"),
-                Mode::WriteBack,
-            )],
+            volumes: vec![VolumeConfig {
+                // Its backing file is new: nothing on it is laid out in smaller blocks.
+                block_size: 4096,
+                ..VolumeConfig::new("quickstart", &file("backing.img", "8G"), Mode::WriteBack)
+            }],
             security: SecurityConfig { hosts: Vec::new(), any_host_from_loopback: true },
             control: ControlConfig { socket: dir.join(QUICKSTART_SOCKET), metrics: None },
         }

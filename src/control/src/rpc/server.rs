@@ -36,6 +36,7 @@ struct Shared {
 pub struct Server {
     shared: Arc<Shared>,
     acceptor: Option<JoinHandle<()>>,
+    listener: Arc<UnixListener>,
     path: PathBuf,
 }
 
@@ -45,7 +46,8 @@ impl Server {
     /// # Errors
     /// Busy, where another daemon answers there; else those of the system.
     pub fn start(path: &Path, controller: Arc<Controller>) -> Result<Self> {
-        let listener = bind(path)?;
+        let listener = Arc::new(bind(path)?);
+        let accepting = Arc::clone(&listener);
         let shared = Arc::new(Shared {
             controller,
             stop: AtomicBool::new(false),
@@ -54,9 +56,9 @@ impl Server {
         let of_thread = Arc::clone(&shared);
         let acceptor = std::thread::Builder::new()
             .name("control".to_owned())
-            .spawn(move || accept(&listener, &of_thread))
+            .spawn(move || accept(&accepting, &of_thread))
             .map_err(|error| ControlError::failed(format!("no thread for control: {error}")))?;
-        Ok(Self { shared, acceptor: Some(acceptor), path: path.to_owned() })
+        Ok(Self { shared, acceptor: Some(acceptor), listener, path: path.to_owned() })
     }
 
     /// Connections that are open.
@@ -69,8 +71,10 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        // The acceptor waits in accept: a connection wakes it up.
-        let _ = UnixStream::connect(&self.path);
+        // The acceptor waits in accept: shutting the listener down wakes it, also where somebody has
+        // removed the socket's file, so that a connection could not.
+        // SAFETY: the descriptor is a socket of ours that is open as long as `listener` lives.
+        unsafe { libc::shutdown(self.listener.as_raw_fd(), libc::SHUT_RDWR) };
         let _ = fs::remove_file(&self.path);
         if let Some(acceptor) = self.acceptor.take() {
             let _ = acceptor.join();

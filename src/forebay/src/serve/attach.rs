@@ -188,7 +188,8 @@ fn add_namespace(
 ) -> Result<()> {
     use forebay_nvmf::target::AddSubsystemError;
     let nqn = subsystem.nqn.clone();
-    let failed = |error: &dyn std::fmt::Display| ControlError::failed(error.to_string()).value(&nqn);
+    let failed =
+        |error: &dyn std::fmt::Display| ControlError::failed(error.to_string()).value(&nqn);
     match service.shard.target.add_subsystem(subsystem.clone()) {
         Ok(()) => {}
         Err(AddSubsystemError::Exists) => {

@@ -3,7 +3,7 @@
 use super::shard::NodeShard;
 use forebay_cache::engine::{Action, Source};
 use forebay_driver::AnyDevice;
-use forebay_io::{Completion, Device, DeviceError, DeviceInfo, Instant, Op, OpKind, VolumeId};
+use forebay_io::{Completion, Device, DeviceError, Instant, Op, OpKind, VolumeId};
 use forebay_reactor::PoolBuf;
 use hdrhistogram::Histogram;
 use std::collections::VecDeque;
@@ -162,15 +162,6 @@ impl Devices {
 
     pub(crate) fn backing(&mut self, volume: VolumeId) -> Option<&mut Unit> {
         self.backings.iter_mut().find(|(id, _)| *id == volume).map(|(_, unit)| unit)
-    }
-
-    pub(crate) fn info(&mut self, volume: VolumeId) -> Option<DeviceInfo> {
-        self.backing(volume).map(|unit| unit.device.info().clone())
-    }
-
-    /// Whether anything is under way.
-    pub(crate) fn in_flight(&self) -> bool {
-        self.free.len() < self.pending.len()
     }
 
     /// When a device must be polled at the latest although nothing wakes the reactor.

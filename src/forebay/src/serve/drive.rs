@@ -1,10 +1,10 @@
 //! Work on one device that is done before anything is served: opening, formatting, recovery. The
 //! thread polls until it ends.
 
+use forebay_cache::format::plan::Step;
 use forebay_driver::AnyDevice;
 use forebay_io::{BufPool, Completion, Device, DeviceError, Op};
 use forebay_reactor::PoolBuf;
-use forebay_cache::format::plan::Step;
 
 /// Polls the device until `machine` has no operation left: `next` gives operations, `done` takes
 /// completions, `ended` says whether it has ended.

@@ -41,7 +41,8 @@ pub(crate) fn inject(node: &Node, registry: &Registry, fault: &DeviceFault) -> R
             }
             Which::Backing { volume, .. } => service.devices.backing(volume),
         };
-        unit.and_then(|unit| unit.device.faults()).map(|faults| super::fault_plan::apply(&wanted, &faults))
+        unit.and_then(|unit| unit.device.faults())
+            .map(|faults| super::fault_plan::apply(&wanted, &faults))
     })?;
     done.ok_or_else(|| {
         ControlError::new(ErrorKind::Unsupported, format!("{} takes no faults", fault.device))

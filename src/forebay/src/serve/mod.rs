@@ -29,13 +29,14 @@ mod volumes;
 pub(crate) use shard::SharedPool;
 
 use forebay_cluster::FileStore;
+use forebay_control::Controller;
 use forebay_control::config::{Origin, ServeConfig};
 use forebay_control::controller::Prepared;
 use forebay_control::error::{ControlError, ErrorKind, Result};
+use forebay_control::http::Http;
 use forebay_control::node::NodeControl;
 use forebay_control::rpc::Server;
 use forebay_control::stat::NodeState;
-use forebay_control::Controller;
 use forebay_reactor::ReactorHandle;
 use node::{CacheUnit, Handle, Node};
 use registry::{Registry, store_error};
@@ -79,6 +80,8 @@ fn serve(node: &Arc<Node>, prepared: Prepared, jobs: forebay_control::JobTable) 
         tracing::error!(?work, %error, "cannot go on with what was under way");
     }
     let server = Server::start(&node.config.control.socket, Arc::clone(&controller))?;
+    let metrics = node.config.control.metrics;
+    let metrics = metrics.map(|at| Http::start(at, Arc::clone(&controller))).transpose()?;
     node.set_state(NodeState::Ready);
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -87,13 +90,15 @@ fn serve(node: &Arc<Node>, prepared: Prepared, jobs: forebay_control::JobTable) 
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     node.set_state(NodeState::Stopping);
     controller.stop();
+    drop(metrics);
     drop(server);
     Ok(())
 }
 
 /// Shows live numbers until a signal comes.
 fn watch(node: &Arc<Node>) {
-    let shown = std::io::stdout().is_terminal() || matches!(node.config.origin, Origin::Quickstart(_));
+    let shown =
+        std::io::stdout().is_terminal() || matches!(node.config.origin, Origin::Quickstart(_));
     let handle = Handle(Arc::clone(node));
     let mut totals = live::Totals::default();
     let mut at = Instant::now();
@@ -131,8 +136,11 @@ fn listen(config: &ServeConfig) -> Result<(Vec<TcpListener>, Vec<SocketAddr>)> {
     let mut addresses = Vec::new();
     for wanted in &config.listen {
         let failed = |error: std::io::Error| {
-            ControlError::new(ErrorKind::Failed, format!("cannot listen on {}: {error}", wanted.address))
-                .remedy(format!("see who does: ss -ltnp 'sport = :{}'", wanted.address.port()))
+            ControlError::new(
+                ErrorKind::Failed,
+                format!("cannot listen on {}: {error}", wanted.address),
+            )
+            .remedy(format!("see who does: ss -ltnp 'sport = :{}'", wanted.address.port()))
         };
         let listener = TcpListener::bind(wanted.address).map_err(failed)?;
         addresses.push(listener.local_addr().map_err(failed)?);
@@ -144,7 +152,8 @@ fn listen(config: &ServeConfig) -> Result<(Vec<TcpListener>, Vec<SocketAddr>)> {
 fn caches(config: &ServeConfig, found: &[(u32, start::Found)]) -> Vec<CacheUnit> {
     let mut all = Vec::new();
     for (reactor, found) in found {
-        let Some(cache) = usize::try_from(found.number).ok().and_then(|at| config.caches.get(at)) else {
+        let Some(cache) = usize::try_from(found.number).ok().and_then(|at| config.caches.get(at))
+        else {
             continue;
         };
         tracing::info!(device = cache.device, cache = %found.uuid, "{}", found.summary);
@@ -191,8 +200,7 @@ fn greet(node: &Node) {
 
 fn log_to_stderr() {
     use tracing_subscriber::EnvFilter;
-    let filter =
-        EnvFilter::try_from_env("FOREBAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("FOREBAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second initialisation, in tests, keeps the first.
     let _ = log.try_init();

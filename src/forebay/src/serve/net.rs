@@ -5,8 +5,8 @@ use super::shard::NodeShard;
 use forebay_io::Instant;
 use forebay_nvmf::target::ConnId;
 use forebay_nvmf::tcp::{Established, HANDSHAKE_DEADLINE, Handshake, Progress};
-use forebay_wire::tcp::Digests;
 use forebay_reactor::{Epoll, Interest, Trigger, WaitSet};
+use forebay_wire::tcp::Digests;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -201,7 +201,8 @@ impl Net {
         let at = self.greetings.iter().position(Option::is_none).unwrap_or(self.greetings.len());
         let fd = stream.as_raw_fd();
         self.epoll.add(fd, KIND_GREETING | at as u64, Interest::READ, Trigger::Level)?;
-        let greeting = Greeting { stream, peer, handshake: Handshake::new(now, HANDSHAKE_DEADLINE) };
+        let greeting =
+            Greeting { stream, peer, handshake: Handshake::new(now, HANDSHAKE_DEADLINE) };
         self.deadline = self.deadline.min(greeting.handshake.deadline());
         if at == self.greetings.len() {
             self.greetings.push(Some(greeting));
@@ -269,7 +270,12 @@ impl Net {
         if self.links.len() <= at {
             self.links.resize_with(at + 1, || None);
         }
-        self.epoll.add(stream.as_raw_fd(), KIND_CONN | at as u64, Interest::READ, Trigger::Level)?;
+        self.epoll.add(
+            stream.as_raw_fd(),
+            KIND_CONN | at as u64,
+            Interest::READ,
+            Trigger::Level,
+        )?;
         self.links[at] = Some(Link { id, stream, meta, blocked: false });
         self.live.push(at);
         Ok(())

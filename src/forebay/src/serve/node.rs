@@ -2,7 +2,7 @@
 
 use super::attach::{
     Identity, Presentation, add_to_engine, close_backing, engine_error, open_backing, parse_nqn,
-    present, wait_for,
+    present,
 };
 use super::calls::Reactors;
 use super::registry::{
@@ -14,9 +14,7 @@ use forebay_cluster::{NewVolume, Placement};
 use forebay_control::config::{ServeConfig, VolumeConfig};
 use forebay_control::error::{ControlError, ErrorKind, Result};
 use forebay_control::jobs::JobHandle;
-use forebay_control::node::{
-    Copy, DeviceFault, LbaRange, Located, LostCache, NodeControl,
-};
+use forebay_control::node::{Copy, DeviceFault, LbaRange, Located, LostCache, NodeControl};
 use forebay_control::stat::{NodeStat, NodeState};
 use forebay_control::value::{Durability, Mode};
 use forebay_io::{DeviceInfo, Epoch, Uuid};
@@ -162,7 +160,13 @@ impl Node {
         })?;
         let key = keyed.key;
         let identity = Identity { id, uuid: key.uuid, epoch: Epoch(key.owner_epoch), mode };
-        add_to_engine(&self.reactors, (cache.reactor, cache.engine), &identity, config, info.clone())?;
+        add_to_engine(
+            &self.reactors,
+            (cache.reactor, cache.engine),
+            &identity,
+            config,
+            info.clone(),
+        )?;
         Ok(Served {
             config: config.clone(),
             id,
@@ -171,6 +175,7 @@ impl Node {
             nqn: self.config.nqn(&key.subsystem),
             nsid: key.nsid,
             size: info.size,
+            owner_epoch: key.owner_epoch,
             reactor: cache.reactor,
             engine: cache.engine,
             cache: u32::try_from(number).unwrap_or(u32::MAX),
@@ -191,7 +196,11 @@ impl Node {
             });
         }
         let load = |number: usize| {
-            registry.served.iter().filter(|served| usize::try_from(served.cache) == Ok(number)).count()
+            registry
+                .served
+                .iter()
+                .filter(|served| usize::try_from(served.cache) == Ok(number))
+                .count()
         };
         (0..self.caches.len()).min_by_key(|number| load(*number)).ok_or_else(|| {
             ControlError::failed("a volume needs a cache device")
@@ -269,8 +278,11 @@ impl Node {
             let drains = local.map_or(0, |local| local.drains);
             let stall = local.and_then(|local| local.backing_error).map(|error| error.to_string());
             let detached = local.is_none_or(|local| local.detached);
-            let dirty_bytes =
-                service.shard.engine(engine).and_then(|part| part.volume_stats(id)).map_or(0, |v| v.dirty_bytes);
+            let dirty_bytes = service
+                .shard
+                .engine(engine)
+                .and_then(|part| part.volume_stats(id))
+                .map_or(0, |v| v.dirty_bytes);
             Look { mode, drains, stall, detached, dirty_bytes }
         })
     }
@@ -313,7 +325,8 @@ impl NodeControl for Handle {
             let inner = self.0.lock();
             (parse_nqn(&served.nqn)?, served.nsid, home_of(&inner.registry, &served))
         };
-        let alone = self.0.lock().registry.served.iter().filter(|s| s.nqn == served.nqn).count() == 1;
+        let alone =
+            self.0.lock().registry.served.iter().filter(|s| s.nqn == served.nqn).count() == 1;
         self.0.reactors.call(home, move |service, context| {
             if alone {
                 service.shard.target.remove_subsystem(&nqn, context.now);
@@ -343,7 +356,9 @@ impl NodeControl for Handle {
             inner.registry.change(name, |key| key.target_mode = kept_mode(mode))?;
             if mode == Mode::WriteBack {
                 // Cleared before the first acknowledgement that only the journal has.
-                inner.registry.change(name, |key| (key.mode, key.clean) = (kept_mode(mode), false))?;
+                inner
+                    .registry
+                    .change(name, |key| (key.mode, key.clean) = (kept_mode(mode), false))?;
             }
             served
         };
@@ -459,21 +474,6 @@ impl Node {
         }
         Ok(())
     }
-
-    /// Modes that were on their way when the node stopped go on.
-    pub(crate) fn resume_modes(&self) -> Vec<(String, Mode)> {
-        let inner = self.lock();
-        let keys = inner.registry.store.volumes().iter().map(|keyed| &keyed.key);
-        keys.filter(|key| key.mode != key.target_mode)
-            .map(|key| (key.name.clone(), from_kept(key.target_mode)))
-            .collect()
-    }
-
-    pub(crate) fn wait_attached(&self, reactor: u32, id: forebay_io::VolumeId) -> Result<()> {
-        wait_for(&self.reactors, reactor, move |service| {
-            service.volumes.get(id).is_none_or(|volume| volume.attached)
-        })
-    }
 }
 
 fn check_backing(
@@ -482,7 +482,10 @@ fn check_backing(
     info: &DeviceInfo,
 ) -> Result<()> {
     let refuse = |message: String, remedy: &str| {
-        Err(ControlError::new(ErrorKind::Unsafe, message).field("backing").value(&config.backing).remedy(remedy))
+        Err(ControlError::new(ErrorKind::Unsafe, message)
+            .field("backing")
+            .value(&config.backing)
+            .remedy(remedy))
     };
     if key.backing_identity != info.identity {
         return refuse(
@@ -495,13 +498,19 @@ fn check_backing(
     }
     if info.size < key.size {
         return refuse(
-            format!("the backing device of volume {} has shrunk from {} to {} bytes", key.name, key.size, info.size),
+            format!(
+                "the backing device of volume {} has shrunk from {} to {} bytes",
+                key.name, key.size, info.size
+            ),
             "give it back its size; nothing was changed",
         );
     }
     if key.block_size != config.block_size {
         return refuse(
-            format!("volume {} was made with blocks of {} bytes, not {}", key.name, key.block_size, config.block_size),
+            format!(
+                "volume {} was made with blocks of {} bytes, not {}",
+                key.name, key.block_size, config.block_size
+            ),
             "a block size is fixed when a volume is made",
         );
     }
@@ -562,15 +571,23 @@ fn discovery_entry(nqn: &str, port: u16, address: &SocketAddr) -> Result<Discove
 }
 
 /// Which copies of a range are current, joined where neighbours agree.
-fn locate(node: &Node, served: &Served, range: LbaRange, pieces_max: usize) -> Result<Vec<Located>> {
+fn locate(
+    node: &Node,
+    served: &Served,
+    range: LbaRange,
+    pieces_max: usize,
+) -> Result<Vec<Located>> {
     let block_size = u64::from(served.config.block_size);
     let total = served.size / block_size;
     let blocks = range.blocks.min(total.saturating_sub(range.lba));
     if range.lba >= total || blocks == 0 {
-        return Err(ControlError::new(ErrorKind::Invalid, "the range is beyond the end of the volume")
-            .field("lba")
-            .value(range.lba)
-            .accepted(format!("0 to {}", total - 1)));
+        return Err(ControlError::new(
+            ErrorKind::Invalid,
+            "the range is beyond the end of the volume",
+        )
+        .field("lba")
+        .value(range.lba)
+        .accepted(format!("0 to {}", total - 1)));
     }
     let (id, engine) = (served.id, served.engine);
     let first = range.lba * block_size / 4096;

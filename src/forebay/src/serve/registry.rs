@@ -18,6 +18,7 @@ pub(crate) struct Served {
     pub(crate) nqn: String,
     pub(crate) nsid: u32,
     pub(crate) size: u64,
+    pub(crate) owner_epoch: u64,
     /// The reactor that it lives on, its engine there and its cache device's number.
     pub(crate) reactor: u32,
     pub(crate) engine: usize,
@@ -64,7 +65,11 @@ impl Registry {
     }
 
     /// Changes a volume's key, if `change` changes anything.
-    pub(crate) fn change(&mut self, name: &str, change: impl FnOnce(&mut VolumeKey)) -> Result<Keyed> {
+    pub(crate) fn change(
+        &mut self,
+        name: &str,
+        change: impl FnOnce(&mut VolumeKey),
+    ) -> Result<Keyed> {
         let keyed = self.key(name)?;
         let mut key = keyed.key.clone();
         change(&mut key);

@@ -22,7 +22,7 @@ use forebay_io::{Device, DeviceInfo, Uuid};
 use forebay_node::Shard;
 use forebay_nvmf::target::{Limits as TargetLimits, Target, TargetConfig};
 use forebay_reactor::{
-    MailSender, Mailbox, Pool, PoolBuf, PoolConfig, PollMode, ReactorConfig, ReactorHandle,
+    MailSender, Mailbox, PollMode, Pool, PoolBuf, PoolConfig, ReactorConfig, ReactorHandle,
     RegionTable, Setup, SpawnError, mailbox, spawn,
 };
 use std::net::TcpListener;
@@ -104,12 +104,12 @@ pub(crate) fn start(config: &ServeConfig, listeners: Vec<TcpListener>) -> Result
                 Poll::Busy => PollMode::Busy,
             },
         };
-        let handle = spawn(settings, mailbox, move |setup| making.make(setup)).map_err(|error| {
-            match error {
+        let handle = spawn(settings, mailbox, move |setup| making.make(setup)).map_err(
+            |error| match error {
                 SpawnError::Service(error) => error,
                 other => ControlError::failed(other.to_string()).field("node.cores"),
-            }
-        })?;
+            },
+        )?;
         handles.push(handle);
     }
     drop(found_to);
@@ -196,8 +196,9 @@ impl Making {
         drivers: &DriverContext,
         pool: &SharedPool,
     ) -> Result<(AnyDevice, Opened)> {
-        let mut device = forebay_driver::open(uri, drivers)
-            .map_err(|error| ControlError::failed(format!("the cache device cannot be opened: {error}")))?;
+        let mut device = forebay_driver::open(uri, drivers).map_err(|error| {
+            ControlError::failed(format!("the cache device cannot be opened: {error}"))
+        })?;
         let quickstart = matches!(self.config.origin, Origin::Quickstart(_));
         match read_header(&mut device, pool) {
             // A memory device is blank at every start, and a quickstart makes its own files.
@@ -221,7 +222,10 @@ impl Making {
         if opened.header.shards != 1 {
             return Err(ControlError::new(
                 ErrorKind::Unsupported,
-                format!("the device has {} logical shards; this version serves devices with one", opened.header.shards),
+                format!(
+                    "the device has {} logical shards; this version serves devices with one",
+                    opened.header.shards
+                ),
             )
             .remedy("format it with this version's `forebay format`"));
         }

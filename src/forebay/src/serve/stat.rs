@@ -10,7 +10,7 @@ use forebay_cache::engine::{Counts, EngineStats, VolumeStats};
 use forebay_control::error::Result;
 use forebay_control::stat::{
     DeviceStat, Health, HostStat, Latency, ListenStat, MemoryStat, NodeInfo, NodeStat, NodeState,
-    OpStat, ReactorStat, SCHEMA_VERSION, VolumeState, VolumeStat,
+    OpStat, ReactorStat, SCHEMA_VERSION, VolumeStat, VolumeState,
 };
 use forebay_control::value::Durability;
 use forebay_io::{Device, DeviceError, Instant, VolumeId};
@@ -143,7 +143,8 @@ impl Sampler {
         served: &Served,
         pictures: &[Picture],
     ) -> Result<Option<VolumeStat>> {
-        let Some(picture) = usize::try_from(served.reactor).ok().and_then(|at| pictures.get(at)) else {
+        let Some(picture) = usize::try_from(served.reactor).ok().and_then(|at| pictures.get(at))
+        else {
             return Ok(None);
         };
         let Some(engine) = picture.engines.get(served.engine) else { return Ok(None) };
@@ -181,7 +182,7 @@ impl Sampler {
             target_mode: shown_mode(inside.target),
             size: served.size,
             block_size: served.config.block_size,
-            owner_epoch: 0,
+            owner_epoch: served.owner_epoch,
             reactor: served.reactor,
             cache: Some(served.cache),
             backing,
@@ -222,15 +223,16 @@ impl Node {
         let nqn = super::attach::parse_nqn(&served.nqn)?;
         let nsid = served.nsid;
         // The namespace is counted where its subsystem lives; one reactor has it.
-        let all = self.reactors.each(move |service, _| {
-            service.shard.target.namespace_counters(&nqn, nsid)
-        })?;
+        let all = self
+            .reactors
+            .each(move |service, _| service.shard.target.namespace_counters(&nqn, nsid))?;
         Ok(all.into_iter().flatten().next().unwrap_or_default())
     }
 }
 
 fn picture(service: &mut NodeService, now: Instant) -> Picture {
-    let engines: Vec<EngineStats> = service.shard.engines().map(|engine| engine.stats(now)).collect();
+    let engines: Vec<EngineStats> =
+        service.shard.engines().map(|engine| engine.stats(now)).collect();
     let engine_errors = (0..engines.len()).map(|at| service.volumes.cache_failure(at)).collect();
     let mut states = Vec::new();
     for (id, _) in &service.devices.backings {
@@ -248,7 +250,12 @@ fn picture(service: &mut NodeService, now: Instant) -> Picture {
         engines,
         engine_errors,
         caches: service.devices.caches.iter_mut().map(|(n, unit)| (*n, device(unit))).collect(),
-        backings: service.devices.backings.iter_mut().map(|(id, unit)| (*id, device(unit))).collect(),
+        backings: service
+            .devices
+            .backings
+            .iter_mut()
+            .map(|(id, unit)| (*id, device(unit)))
+            .collect(),
         states,
         controllers: controllers
             .into_iter()
@@ -274,7 +281,10 @@ fn device(unit: &mut Unit) -> DevicePicture {
         cause: None,
         in_flight: u32::try_from(unit.in_flight()).unwrap_or(u32::MAX),
         errors: counters.errors,
-        read: OpStat { latency: latency(&counters.reads), ..ops(counters.read_ops, counters.read_bytes) },
+        read: OpStat {
+            latency: latency(&counters.reads),
+            ..ops(counters.read_ops, counters.read_bytes)
+        },
         write: OpStat {
             latency: latency(&counters.writes),
             ..ops(counters.write_ops, counters.write_bytes)
