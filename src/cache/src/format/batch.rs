@@ -381,12 +381,12 @@ impl<'a> Iterator for RecordIter<'a> {
     }
 }
 
-/// A block's CRC as it is folded in memory ([`crate::fold::Folds`]): with the LSN taken as 0, which
-/// a hit does not know. The seed of a [`block_crc`] is mixed in by exclusive or, so it can be
-/// exchanged without the data.
+/// What makes of a [`block_crc`] the one with the LSN taken as 0, by exclusive or. In memory
+/// ([`crate::fold::Folds`]) CRCs are kept so, because a hit does not know the LSN. A CRC is linear,
+/// so that the difference depends on the LSN alone.
 #[must_use]
-pub fn timeless_crc(crc: u32, volume_key: u64, block: u64, lsn: u64) -> u32 {
-    crc ^ block_crc(volume_key, block, lsn, &[]) ^ block_crc(volume_key, block, 0, &[])
+pub fn timeless_mask(lsn: u64) -> u32 {
+    block_crc(0, 0, lsn, &[]) ^ block_crc(0, 0, 0, &[])
 }
 
 /// Checks the data of a record against its CRCs: from the first block that does not match to behind

@@ -11,7 +11,7 @@ use crate::format::geometry::{Geometry, LogStream};
 use crate::format::record::Record;
 use crate::format::segment_log::SegmentLog;
 use core::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 /// Footers loaded ahead of the merge.
 const AHEAD: usize = 16;
@@ -27,8 +27,6 @@ enum Load {
     Reading(FooterHead),
     /// Its data area is to be read.
     Scan,
-    /// Its data area is being read.
-    Scanning,
     /// Gone through; what counts is decided when the merge reaches it.
     Scanned(Box<Scan>),
     /// Its records.
@@ -82,6 +80,9 @@ pub(super) enum Step {
 pub(super) struct Sources {
     geometry: Geometry,
     by_segment: BTreeMap<u32, Entry>,
+    /// Segments whose data area is to be read, and how many of those are being read.
+    to_scan: VecDeque<u32>,
+    scanning: usize,
     retries: BTreeMap<u32, Retry>,
     /// Segments by the number of their first batch.
     order: Vec<(u64, u32)>,
@@ -101,6 +102,8 @@ impl Sources {
         Self {
             geometry,
             by_segment: BTreeMap::new(),
+            to_scan: VecDeque::new(),
+            scanning: 0,
             retries: BTreeMap::new(),
             order: Vec::new(),
             taken: 0,
@@ -125,6 +128,7 @@ impl Sources {
     /// A segment without a footer.
     pub(super) fn unsealed(&mut self, segment: u32, name: SegmentName, suspect: bool) {
         let load = Load::Scan;
+        self.to_scan.push_back(segment);
         self.by_segment.insert(
             segment,
             Entry { name, first: 0, load, scanned: true, suspect, complete: suspect },
@@ -146,20 +150,16 @@ impl Sources {
 
     /// The next segment whose data area is to be read.
     pub(super) fn next_scan(&mut self) -> Option<u32> {
-        let scanning =
-            self.by_segment.values().filter(|entry| matches!(entry.load, Load::Scanning)).count();
-        if scanning >= SCANS {
+        if self.scanning >= SCANS {
             return None;
         }
-        let waiting = |entry: &&mut Entry| matches!(entry.load, Load::Scan);
-        let (segment, entry) = self.by_segment.iter_mut().find(|(_, entry)| waiting(entry))?;
-        entry.load = Load::Scanning;
-        Some(*segment)
+        let segment = self.to_scan.pop_front()?;
+        self.scanning += 1;
+        Some(segment)
     }
 
     pub(super) fn all_scanned(&self) -> bool {
-        let busy = |entry: &Entry| matches!(entry.load, Load::Scan | Load::Scanning);
-        !self.by_segment.values().any(busy)
+        self.to_scan.is_empty() && self.scanning == 0
     }
 
     /// A data area could not be read as a whole.
@@ -215,6 +215,7 @@ impl Sources {
             *below = (*below).max(scan.durable_below);
         }
         entry.load = Load::Scanned(Box::new(scan));
+        self.scanning = self.scanning.saturating_sub(1);
     }
 
     /// The highest number in a scanned segment.
@@ -261,6 +262,7 @@ impl Sources {
         }
         entry.load = Load::Scan;
         entry.scanned = true;
+        self.to_scan.push_back(segment);
         false
     }
 
@@ -349,6 +351,7 @@ impl Sources {
             let below = self.durable_below.get(active.stream).copied().unwrap_or(0);
             let source =
                 Source { complete: active.source.complete || number <= below, ..active.source };
+            replay.touch(entries.clone().filter_map(|entry| active.log.get(entry)));
             for entry in entries {
                 let Some((record, crcs)) = active.log.get(entry) else { continue };
                 let counts = replay.apply(&source, record, crcs).map_err(RecoveryError::Index)?;
