@@ -14,6 +14,7 @@ expect_restart() { :; }
 target_prepare() {
     mkdir -p /data/4k /data/512 /run/forebay
     cp /vm/forebay.toml /etc/forebay.toml
+    forebay format 'uring:/data/512/cache?size=512M' >>/run/forebay/512.log 2>&1
     local volume
     for volume in 4k 512; do target_start "$volume"; done
 }
