@@ -40,9 +40,7 @@ mod write;
 pub use locate::{CopyAt, Place};
 pub use mode::{ControlError, MAX_VOLUMES};
 pub use stats::{Counts, EngineStats, VolumeStats};
-pub use types::{
-    Action, BLOCK, CacheMode, Event, Limits, OnFailure, Source, VolumeSpec,
-};
+pub use types::{Action, BLOCK, CacheMode, Event, Limits, OnFailure, Source, VolumeSpec};
 
 use crate::fold::Folds;
 use crate::format::device::DeviceHeader;
@@ -56,8 +54,8 @@ use destage::Destage;
 use fill::Fills;
 use flush::Flushes;
 use forebay_io::{
-    BlockError, Buf, BufPool, Completion, DeviceError, Instant, Lsn, Outcome, Payload, Piece, Request,
-    RequestOp, Uuid,
+    BlockError, Buf, BufPool, Completion, DeviceError, Instant, Lsn, Outcome, Payload, Piece,
+    Request, RequestOp, Uuid,
 };
 use ops::{Under, What};
 use reclaim::Reclaim;
@@ -146,6 +144,7 @@ pub struct Engine<B: Buf> {
     mark_errors: u8,
     footer_tries: u8,
     watch_at: Instant,
+    last_poll: Instant,
     late: Vec<(Handle, Under)>,
     stopping: bool,
     stopped: bool,
@@ -158,7 +157,8 @@ impl<B: Buf> Engine<B> {
     /// An engine that goes on from what recovery found. Its incarnation is durable already.
     #[must_use]
     pub fn new(config: &EngineConfig, header: DeviceHeader, recovered: Recovered) -> Self {
-        let Recovered { superblock, map, numbers, index, folds, segments, volumes, ranges, .. } = recovered;
+        let Recovered { superblock, map, numbers, index, folds, segments, volumes, ranges, .. } =
+            recovered;
         let mut segs = Segments::new(map.geometry());
         segments.iter().for_each(|_| segs.add_free());
         let mut sealed: Vec<(u64, u32)> = Vec::new();
@@ -194,7 +194,7 @@ impl<B: Buf> Engine<B> {
             tier: Tier::new(config.tier_pages),
             policy: Policy::new(config.policy, config.ghost_blocks),
             segs,
-            streams: LogStream::ALL.map(Stream::new),
+            streams: core::array::from_fn(|_| Stream::new()),
             vols: Volumes::default(),
             reqs: Slab::new(),
             ops: Slab::new(),
@@ -230,6 +230,7 @@ impl<B: Buf> Engine<B> {
             mark_errors: 0,
             footer_tries: 0,
             watch_at: Instant(0),
+            last_poll: Instant(0),
             late: Vec::new(),
             stopping: false,
             stopped: false,
@@ -272,7 +273,12 @@ impl<B: Buf> Engine<B> {
     }
 
     /// Checks a request and gives it a place.
-    fn admit(&mut self, request: &Request, payload: &Payload<'_, B>, now: Instant) -> Result<Handle, BlockError> {
+    fn admit(
+        &mut self,
+        request: &Request,
+        payload: &Payload<'_, B>,
+        now: Instant,
+    ) -> Result<Handle, BlockError> {
         let place = self.vols.find(request.volume).ok_or(BlockError::NoSuchVolume)?;
         let vol = self.vols.get_mut(place).ok_or(BlockError::NoSuchVolume)?;
         if !vol.attached || vol.detaching || self.stopping {
@@ -318,7 +324,12 @@ impl<B: Buf> Engine<B> {
         Ok(h)
     }
 
-    fn begin<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle, payload: Payload<'_, B>) {
+    fn begin<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        h: Handle,
+        payload: Payload<'_, B>,
+    ) {
         match self.reqs.get(h).map(|req| req.op) {
             Some(RequestOp::Read) => self.read_begin(cx, h),
             Some(RequestOp::Write | RequestOp::CompareAndWrite) => self.write_new(cx, h, payload),
@@ -329,7 +340,12 @@ impl<B: Buf> Engine<B> {
         }
     }
 
-    fn compare_begin<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle, payload: Payload<'_, B>) {
+    fn compare_begin<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        h: Handle,
+        payload: Payload<'_, B>,
+    ) {
         let buf = match payload {
             Payload::Owned(buf) => Some(buf),
             Payload::Inline(bytes) => self.alloc(cx, bytes.len() as u64).and_then(|mut buf| {
@@ -471,7 +487,12 @@ impl<B: Buf> Engine<B> {
         self.settle(&mut cx);
     }
 
-    fn dispatch<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, what: What, done: Completion<B>) {
+    fn dispatch<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        what: What,
+        done: Completion<B>,
+    ) {
         let token = done.token;
         match what {
             What::None => {}
@@ -510,7 +531,7 @@ impl<B: Buf> Engine<B> {
                 self.reclaim_read(cx, at, done);
                 self.reclaim_step(cx);
             }
-            What::FreeMark { .. } => {
+            What::FreeMark => {
                 self.mark_done(cx, done.result);
                 self.reclaim_step(cx);
             }
@@ -518,7 +539,9 @@ impl<B: Buf> Engine<B> {
                 self.cache_flush_done(cx, done.result);
                 self.flush_pump(cx.now);
             }
-            What::HostWrite { req } | What::HostRange { req } => self.host_write_done(cx, req, done.result),
+            What::HostWrite { req } | What::HostRange { req } => {
+                self.host_write_done(cx, req, done.result)
+            }
             What::HostFlush { req } => self.host_flush_done(cx, req, done.result),
             What::Superblock => self.super_done(cx, done.result),
             What::Probe { volume } => self.probe_done(cx, volume, done.result),
@@ -537,6 +560,7 @@ impl<B: Buf> Engine<B> {
         if self.stopped {
             return;
         }
+        self.last_poll = now;
         if !self.stalled.is_empty() {
             self.stalled_go(&mut cx);
             self.settle(&mut cx);
@@ -576,18 +600,13 @@ impl<B: Buf> Engine<B> {
             if let Some(req) = self.reqs.get(*h) {
                 // Those that wait for room are taken up with the next completion; look again soon
                 // all the same, as the room may come from a timer.
-                at = at.min(req.release.max(self.last_poll() + throttle::RETRY));
+                at = at.min(req.release.max(self.last_poll + throttle::RETRY));
             }
         }
         if let Some(oldest) = self.segs.oldest_dirty() {
-            at = at.min(oldest + self.limits.dirty_age);
+            at = at.min((oldest + self.limits.dirty_age).max(self.last_poll + throttle::RETRY));
         }
         at
-    }
-
-    /// The moment that the watch last ran, near enough to now for retries.
-    fn last_poll(&self) -> Instant {
-        self.watch_at - failure::WATCH
     }
 
     /// The next operation for a device.

@@ -1,11 +1,19 @@
 //! The engine against simulated devices: hard cases of the design by name, random runs against a
 //! model, crashes.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::manual_is_multiple_of,
+    reason = "a test's helpers fail by panicking"
+)]
 
 mod harness;
 
 use forebay_cache::engine::{CacheMode, Limits};
-use forebay_io::{Duration, Outcome, RequestOp};
-use harness::{Setup, World};
+use forebay_io::{Duration, RequestOp};
+use harness::{Setup, World, seeds};
 
 const ALL: [CacheMode; 4] =
     [CacheMode::PassThrough, CacheMode::WriteAround, CacheMode::WriteThrough, CacheMode::WriteBack];
@@ -29,9 +37,7 @@ fn a_write_is_read_back_in_every_mode() {
 
 #[test]
 fn random_requests_agree_with_a_flat_model() {
-    let seeds: u64 = std::env::var("SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(120);
-    let from: u64 = std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
-    for seed in from..from + seeds {
+    for seed in seeds(120) {
         let unit = if seed % 2 == 0 { 512 } else { 4096 };
         let mode = ALL[(seed / 2 % 4) as usize];
         let odd = if unit == 512 { 512 * 3 } else { 0 };
@@ -63,7 +69,6 @@ fn random_requests_agree_with_a_flat_model() {
         assert_eq!(world.failures, 0);
         assert!(world.reads_checked > 50);
     }
-    let _ = (Outcome::Done, RequestOp::Flush);
 }
 
 /// Random work with crashes: after each one everything acknowledged is there.
@@ -79,7 +84,9 @@ fn crash_run(seed: u64, mode: CacheMode, power: bool, switch: bool, volatile: bo
         limits: Limits { dirty_age: Duration::from_millis(3), ..Limits::default() },
         ..Setup::default()
     };
-    println!("seed {seed} unit {unit} mode {mode:?} power {power} switch {switch} volatile {volatile}");
+    println!(
+        "seed {seed} unit {unit} mode {mode:?} power {power} switch {switch} volatile {volatile}"
+    );
     let mut world = World::new(seed, setup);
     for _ in 0..5 {
         for _ in 0..world.rng.below(250) {
@@ -109,12 +116,6 @@ fn crash_run(seed: u64, mode: CacheMode, power: bool, switch: bool, volatile: bo
     world.check_backing(0);
     assert_eq!(world.backing[0].overlaps, 0, "overlapping writes of the backing device");
     world
-}
-
-fn seeds(default: u64) -> std::ops::Range<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
-    let from = number("SEED").unwrap_or(0);
-    from..from + number("SEEDS").unwrap_or(default)
 }
 
 #[test]

@@ -1,4 +1,12 @@
 //! The hard cases of the design, each by name.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::manual_is_multiple_of,
+    reason = "a test's helpers fail by panicking"
+)]
 
 mod harness;
 
@@ -9,12 +17,18 @@ use harness::{Setup, World};
 const K: u64 = 4096;
 
 fn world(seed: u64, mode: CacheMode) -> World {
-    World::new(seed, Setup { volumes: vec![(2 << 20, 4096, mode)], tier_pages: 0, ..Setup::default() })
+    World::new(
+        seed,
+        Setup { volumes: vec![(2 << 20, 4096, mode)], tier_pages: 0, ..Setup::default() },
+    )
 }
 
 fn lazy(seed: u64, mode: CacheMode) -> World {
     let limits = Limits { dirty_age: Duration::from_secs(3600), ..Limits::default() };
-    World::new(seed, Setup { volumes: vec![(2 << 20, 4096, mode)], tier_pages: 0, limits, ..Setup::default() })
+    World::new(
+        seed,
+        Setup { volumes: vec![(2 << 20, 4096, mode)], tier_pages: 0, limits, ..Setup::default() },
+    )
 }
 
 /// Bytes of a sector's write number.
@@ -113,7 +127,17 @@ fn read_during_a_mode_switch() {
     use CacheMode::{PassThrough, WriteAround, WriteBack, WriteThrough};
     for seed in 0..12 {
         let mut w = world(seed, WriteBack);
-        for mode in [WriteThrough, WriteAround, PassThrough, WriteBack, PassThrough, WriteThrough, WriteBack, WriteAround, WriteBack] {
+        for mode in [
+            WriteThrough,
+            WriteAround,
+            PassThrough,
+            WriteBack,
+            PassThrough,
+            WriteThrough,
+            WriteBack,
+            WriteAround,
+            WriteBack,
+        ] {
             for _ in 0..30 {
                 w.random_op(0);
             }
@@ -168,7 +192,11 @@ fn discard_and_write_zeroes_against_dirty_clean_and_in_flight_data() {
             w.read(0, 64 * K, 32 * K);
             w.run_for(10_000_000);
             let flying = w.ask(0, RequestOp::Write, 128 * K, 32 * K);
-            let tags = [w.ask(0, op, 0, 40 * K), w.ask(0, op, 60 * K, 40 * K), w.ask(0, op, 120 * K, 60 * K)];
+            let tags = [
+                w.ask(0, op, 0, 40 * K),
+                w.ask(0, op, 60 * K, 40 * K),
+                w.ask(0, op, 120 * K, 60 * K),
+            ];
             for tag in tags.into_iter().chain([flying]) {
                 assert_eq!(w.wait_done(tag), Outcome::Done);
             }
@@ -189,13 +217,23 @@ fn discard_and_write_zeroes_against_dirty_clean_and_in_flight_data() {
 #[test]
 fn compare_and_write_is_atomic_between_overlapping_ones() {
     for seed in 0..40 {
-        let setup = Setup { volumes: vec![(1 << 20, 512, CacheMode::WriteBack)], ..Setup::default() };
+        let setup =
+            Setup { volumes: vec![(1 << 20, 512, CacheMode::WriteBack)], ..Setup::default() };
         let mut w = World::new(seed, setup);
         w.write(0, 512, 512);
         let now = w.read(0, 512, 512);
         // Many with the same expectation at once: one wins.
         let tags: Vec<u64> = (0..8)
-            .map(|_| w.ask_with(0, RequestOp::CompareAndWrite, 512, 512, false, Some((now.clone(), None))))
+            .map(|_| {
+                w.ask_with(
+                    0,
+                    RequestOp::CompareAndWrite,
+                    512,
+                    512,
+                    false,
+                    Some((now.clone(), None)),
+                )
+            })
             .collect();
         let won = tags.into_iter().filter(|tag| w.wait_done(*tag) == Outcome::Done).count();
         assert_eq!(won, 1);
@@ -207,7 +245,8 @@ fn compare_and_write_is_atomic_between_overlapping_ones() {
 #[test]
 fn sub_block_writes_on_a_512_byte_namespace() {
     for seed in 0..40 {
-        let setup = Setup { volumes: vec![(1 << 20, 512, CacheMode::WriteBack)], ..Setup::default() };
+        let setup =
+            Setup { volumes: vec![(1 << 20, 512, CacheMode::WriteBack)], ..Setup::default() };
         let mut w = World::new(seed, setup);
         // All sectors of a few blocks at once, in any order.
         let mut tags = Vec::new();
@@ -229,12 +268,18 @@ fn sub_block_writes_on_a_512_byte_namespace() {
 #[test]
 fn io_across_the_end_of_the_namespace() {
     let size = (1 << 20) + 512 * 5;
-    for mode in [CacheMode::WriteBack, CacheMode::WriteThrough, CacheMode::WriteAround, CacheMode::PassThrough] {
+    for mode in [
+        CacheMode::WriteBack,
+        CacheMode::WriteThrough,
+        CacheMode::WriteAround,
+        CacheMode::PassThrough,
+    ] {
         let setup = Setup { volumes: vec![(size, 512, mode)], ..Setup::default() };
         let mut w = World::new(3, setup);
         w.write(0, size - 512 * 7, 512 * 7);
         w.read(0, size - 512 * 9, 512 * 9);
-        let tag = w.ask(0, RequestOp::WriteZeroes { deallocate: false }, size - 512 * 300, 512 * 300);
+        let tag =
+            w.ask(0, RequestOp::WriteZeroes { deallocate: false }, size - 512 * 300, 512 * 300);
         assert_eq!(w.wait_done(tag), Outcome::Done);
         w.write(0, size - 512, 512);
         w.drain(0);
@@ -264,25 +309,25 @@ fn a_range_beyond_the_end_is_refused_and_changes_nothing() {
 
 #[test]
 fn a_cache_device_full_of_dirty_data() {
-    for seed in 0..6 {
+    for seed in 0..4 {
         let setup = Setup {
             volumes: vec![(16 << 20, 4096, CacheMode::WriteBack)],
             cache_bytes: 4 << 20,
             segment_slots: 32,
+            limits: Limits { throttle_max: Duration::from_millis(3), ..Limits::default() },
             ..Setup::default()
         };
         let mut w = World::new(seed, setup);
         w.backing[0].faults.write = Some(DeviceError::Io(5));
         // Writes go on to the bound, then wait; none is lost and reads go on.
-        for n in 0..4000u64 {
-            if w.asked.len() > 40 {
-                break;
+        let (end, mut n) = (w.now + 1_000_000_000, 0u64);
+        while w.now < end {
+            if w.asked.len() < 40 {
+                n += 7;
+                w.ask(0, RequestOp::Write, n % 4096 * K, K);
             }
-            let block = (n * 7) % 4096;
-            w.ask(0, RequestOp::Write, block * K, K);
             w.step();
         }
-        w.run_for(50_000_000);
         let stats = w.engine.stats(Instant(w.now));
         assert!(stats.dirty_bytes * 10 >= stats.dirty_limit * 9, "{stats:?}");
         assert!(!w.asked.is_empty(), "some wait");
@@ -299,7 +344,9 @@ fn a_cache_device_full_of_dirty_data() {
 
 #[test]
 fn the_backing_device_fails_hangs_and_vanishes_and_destage_resumes_by_itself() {
-    for (seed, error) in [(1, DeviceError::Io(5)), (2, DeviceError::Gone), (3, DeviceError::NoSpace)] {
+    for (seed, error) in
+        [(1, DeviceError::Io(5)), (2, DeviceError::Gone), (3, DeviceError::NoSpace)]
+    {
         let mut w = world(seed, CacheMode::WriteBack);
         w.write(0, 0, 64 * K);
         let faults = &mut w.backing[0].faults;
@@ -371,7 +418,8 @@ fn requests_wait_for_a_failing_backing_device_if_so_configured() {
 #[test]
 fn error_on_any_single_read_or_write_at_any_point() {
     let mut injected = 0;
-    for seed in 0..60 {
+    for seed in harness::seeds(60) {
+        println!("seed {seed}");
         let setup = Setup {
             volumes: vec![(1 << 20, 4096, CacheMode::WriteBack)],
             cache_bytes: 5 << 20,
@@ -379,8 +427,8 @@ fn error_on_any_single_read_or_write_at_any_point() {
             ..Setup::default()
         };
         let mut w = World::new(seed, setup);
-        w.cache.faults.one_in = if seed % 2 == 0 { 100 } else { 0 };
-        w.backing[0].faults.one_in = if seed % 2 == 1 { 20 } else { 0 };
+        w.cache.faults.one_in = if seed % 2 == 0 { 30 } else { 0 };
+        w.backing[0].faults.one_in = if seed % 2 == 1 { 8 } else { 0 };
         for _ in 0..400 {
             while w.asked.len() > 16 {
                 w.step();
@@ -399,7 +447,8 @@ fn error_on_any_single_read_or_write_at_any_point() {
         w.crash(false);
         w.check_all(0);
     }
-    assert!(injected > 500, "{injected}");
+    println!("{injected} errors injected");
+    assert!(injected > 300, "{injected}");
 }
 
 #[test]
@@ -440,7 +489,7 @@ fn a_wrong_crc_on_a_clean_block_is_a_miss_and_on_a_dirty_one_a_media_error() {
     // Rot every data block on the cache device that holds this volume's data.
     let size = w.cache.info.size;
     let mut rotten = 0;
-    for at in (1 << 20..size).step_by(4096) {
+    for at in (0..size).step_by(4096) {
         let mut block = w.cache.peek(at, K);
         let write = u64::from_le_bytes(block[..8].try_into().unwrap());
         let place = u64::from_le_bytes(block[8..16].try_into().unwrap());
@@ -461,7 +510,9 @@ fn a_wrong_crc_on_a_clean_block_is_a_miss_and_on_a_dirty_one_a_media_error() {
     w.wait_for(|e| matches!(e, Event::DirtyLost { block: 8, blocks: 1, .. }));
     assert_eq!(w.engine.volume_stats(World::id(0)).unwrap().lost_bytes, K);
     // It stays so until it is written.
-    w.crash(false);
+    w.engine.stop();
+    w.wait_for(|e| *e == Event::Stopped);
+    w.restart();
     let bad = w.ask(0, RequestOp::Read, 8 * K, K);
     assert_eq!(w.wait_done(bad), Outcome::Failed(BlockError::Unrecovered));
     w.write(0, 8 * K, K);
@@ -483,7 +534,8 @@ fn a_backing_device_of_the_wrong_size_or_with_someone_elses_data() {
         ghost_blocks: 0,
         volatile_write_cache: false,
     };
-    let mut engine = forebay_cache::engine::Engine::<forebay_io::HeapBuf>::new(&config, header, recovered);
+    let mut engine =
+        forebay_cache::engine::Engine::<forebay_io::HeapBuf>::new(&config, header, recovered);
     let right = w.spec(0);
     let mut spec = right.clone();
     spec.backing.identity = "another".to_owned();

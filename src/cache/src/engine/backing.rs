@@ -226,6 +226,9 @@ impl<B: Buf> Engine<B> {
         if req.bypass && self.cache_failed.is_some() {
             // What was lost with the cache device is replaced.
             self.forget_range(place, first, blocks);
+            if let Some(vol) = self.vols.get_mut(place) {
+                let _ = vol.ranges.punch(first, blocks, forebay_io::Lsn(u64::MAX));
+            }
         }
         let Some(req) = self.reqs.get_mut(h) else { return };
         if req.through {

@@ -5,19 +5,20 @@
 //! block is in a round once, and a claim keeps every other write of its place on the backing
 //! device away meanwhile.
 
+mod run;
+
 use super::ops::What;
 use super::segments::State;
-use super::slab::{Handle, Slab};
-use super::types::{BLOCK, BLOCK_LEN};
+use super::slab::Slab;
+use super::types::BLOCK;
 use super::volume::spare;
 use super::{Cx, Engine};
 use crate::format::footer::FooterView;
 use crate::format::geometry::LogStream;
 use crate::format::record::{Kind, Record};
 use crate::format::segment_log::SegmentLog;
-use crate::hazard::{Claim, ClaimId, Mode, Verdict};
-use forebay_io::crc::block_crc;
-use forebay_io::{Buf, BufPool, Completion, DeviceError, Duration, Instant, Lsn, Op, OpKind};
+use crate::hazard::ClaimId;
+use forebay_io::{Buf, BufPool, Completion, DeviceError, Duration, Instant, Lsn, Op};
 
 /// Segments of one round at most.
 const SEGMENTS_MAX: usize = 4;
@@ -129,7 +130,7 @@ pub(super) struct Destage<B> {
     active: usize,
     /// Footers being read.
     loading: usize,
-    log: Option<Box<SegmentLog>>,
+    log: Option<SegmentLog>,
     segments: Vec<u32>,
     /// On the backing devices; flush and trim follow.
     done: Vec<Written>,
@@ -205,7 +206,8 @@ impl<B: Buf> Destage<B> {
     fn learn(&mut self, took: u64) {
         let took = took.max(1);
         self.best = self.best.saturating_add(self.best / 1024).min(took);
-        self.average = if self.average == 0 { took } else { self.average - self.average / 8 + took / 8 };
+        self.average =
+            if self.average == 0 { took } else { self.average - self.average / 8 + took / 8 };
         if self.average < self.best.saturating_mul(2) {
             self.window = (self.window + 1).min(WINDOW_MAX);
         } else if self.average > self.best.saturating_mul(4) {
@@ -338,7 +340,12 @@ impl<B: Buf> Engine<B> {
     }
 
     /// Reads the footer of a sealed segment; `false` where no buffer is to be had.
-    pub(super) fn footer_read<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, seg: u32, what: What) -> bool {
+    pub(super) fn footer_read<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        seg: u32,
+        what: What,
+    ) -> bool {
         let geometry = self.map.geometry();
         let bytes = geometry.footer_bytes() as u64;
         let (Some(buf), Some(start)) = (self.alloc(cx, bytes), self.map.segment_offset(seg)) else {
@@ -364,7 +371,8 @@ impl<B: Buf> Engine<B> {
         let name = self.segment_name(seg);
         let view = done.buf.as_ref().filter(|_| done.result.is_ok());
         let view = view.and_then(|buf| FooterView::parse(buf.as_slice()));
-        let mut log = self.destage.log.take().unwrap_or_else(|| Box::new(SegmentLog::new(self.map.geometry())));
+        let mut log =
+            self.destage.log.take().unwrap_or_else(|| SegmentLog::new(self.map.geometry()));
         match view.filter(|view| Some(view.head.name) == name) {
             Some(view) => {
                 view.load(&mut log);
@@ -382,7 +390,9 @@ impl<B: Buf> Engine<B> {
     /// Takes what is current and dirty of a segment's records.
     fn collect(&mut self, seg: u32, log: &SegmentLog) {
         for (record, crcs) in log.iter().filter(|(record, _)| record.kind.has_data()) {
-            let Some(place) = self.vols.place_of(record.volume, record.generation) else { continue };
+            let Some(place) = self.vols.place_of(record.volume, record.generation) else {
+                continue;
+            };
             let first = self.map.slot(seg, record.slot);
             for ((slot, block), crc) in (first..).zip(record.block..).zip(crcs) {
                 let Some(key) = self.vols.key(place, block) else { continue };
@@ -408,7 +418,9 @@ impl<B: Buf> Engine<B> {
     }
 
     fn round_run<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
-        while self.destage.active < self.destage.window && self.destage.next_zeroes < self.destage.zeroes.len() {
+        while self.destage.active < self.destage.window
+            && self.destage.next_zeroes < self.destage.zeroes.len()
+        {
             self.zeroes_begin(cx);
         }
         while self.destage.active < self.destage.window
@@ -433,273 +445,6 @@ impl<B: Buf> Engine<B> {
         }
         self.destage.phase = Phase::Flush;
         self.round_flush(cx);
-    }
-
-    fn current(&self, c: &Candidate) -> bool {
-        self.vols.key(c.place, c.block).and_then(|key| self.index.get(key)).is_some_and(|entry| {
-            entry.slot == c.slot
-                && entry.flags.dirty()
-                && !Self::not_for_destage(entry.flags.spare())
-        })
-    }
-
-    fn willing(&self, place: u16, now: Instant) -> bool {
-        self.vols.get(place).is_some_and(|vol| {
-            vol.health.hanging.is_none() && (vol.health.failing.is_none() || vol.health.retry_at <= now)
-        })
-    }
-
-    /// Begins the next run of neighbouring blocks; `false` where no buffer is to be had.
-    fn run_begin<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) -> bool {
-        let first = self.destage.next;
-        let Some(head) = self.destage.candidates.get(first).copied() else { return false };
-        if !self.current(&head) || !self.willing(head.place, cx.now) {
-            self.destage.next += 1;
-            return true;
-        }
-        let Some(vol) = self.vols.get(head.place) else { return true };
-        let most = RUN_MAX.min(u64::from(vol.backing.max_io) / BLOCK).max(1);
-        let trim = vol.committed;
-        let mut blocks = 1;
-        while blocks < most
-            && let Some(c) = usize::try_from(blocks).ok().and_then(|n| self.destage.candidates.get(first + n))
-            && c.place == head.place
-            && c.block == head.block + blocks
-            && self.current(c)
-        {
-            blocks += 1;
-        }
-        let claim = Claim { volume: head.place, first: head.block, blocks, mode: Mode::Exclusive, token: u64::MAX };
-        if !self.backing.is_free(&claim) {
-            self.destage.next += usize::try_from(blocks).unwrap_or(1);
-            return true;
-        }
-        let Some(buf) = self.alloc(cx, blocks * BLOCK) else { return false };
-        let Verdict::Granted(id) = self.backing.claim(claim) else { return false };
-        let Some((h, run)) = self.destage.runs.take() else { return false };
-        *run = Run {
-            place: head.place,
-            block: head.block,
-            blocks,
-            first,
-            zeroes: None,
-            buf: Some(buf),
-            reads: 0,
-            tries: 0,
-            failed: false,
-            claim: Some(id),
-            trim,
-            started: cx.now,
-        };
-        self.destage.next += usize::try_from(blocks).unwrap_or(1);
-        self.destage.active += 1;
-        self.destage.did_something = true;
-        self.run_read(cx, h);
-        true
-    }
-
-    /// Reads all blocks of a run, neighbours on the cache device together.
-    fn run_read<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
-        let Some(run) = self.destage.runs.get(h) else { return };
-        let (first, blocks) = (run.first, usize::try_from(run.blocks).unwrap_or(0));
-        let mut at = 0;
-        while at < blocks {
-            let slot = self.destage.candidates[first + at].slot;
-            let seg = self.map.segment_of(slot);
-            let mut n = 1u32;
-            while at + (n as usize) < blocks && {
-                let next = self.destage.candidates[first + at + n as usize].slot;
-                next == slot + n && self.map.segment_of(next) == seg
-            } {
-                n += 1;
-            }
-            let buf = self.alloc(cx, u64::from(n) * BLOCK);
-            let (Some(buf), Some(offset)) = (buf, self.map.slot_offset(slot)) else {
-                if let Some(run) = self.destage.runs.get_mut(h) {
-                    run.failed = true;
-                }
-                break;
-            };
-            self.segs.reader(seg, 1);
-            if let Some(run) = self.destage.runs.get_mut(h) {
-                run.reads += 1;
-            }
-            let what = What::DestageRead { run: h, at: u32::try_from(at).unwrap_or(0), blocks: n, slot };
-            self.cache_op(cx.now, what, Op::read(0, offset, u64::from(n) * BLOCK, buf));
-            at += n as usize;
-        }
-        if self.destage.runs.get(h).is_some_and(|run| run.reads == 0) {
-            self.run_end(h, false);
-        }
-    }
-
-    pub(super) fn destage_read<P: BufPool<Buf = B>>(
-        &mut self,
-        cx: &mut Cx<'_, P>,
-        h: Handle,
-        (at, blocks, slot): (u32, u32, u32),
-        done: Completion<B>,
-    ) {
-        self.segs.reader(self.map.segment_of(slot), -1);
-        let Some(run) = self.destage.runs.get_mut(h) else { return };
-        run.reads -= 1;
-        let key = self.vols.get(run.place).map_or(0, |vol| vol.key);
-        let mut bad = None;
-        for index in 0..blocks as usize {
-            let c = self.destage.candidates[run.first + at as usize + index];
-            let data = done.buf.as_ref().filter(|_| done.result.is_ok());
-            let from = index * BLOCK_LEN;
-            let data = data.and_then(|buf| buf.as_slice().get(from..from + BLOCK_LEN));
-            let good = data.filter(|data| block_crc(key, c.block, c.lsn, data) == c.crc);
-            let to = (at as usize + index) * BLOCK_LEN;
-            let out = run.buf.as_mut().and_then(Buf::as_mut_slice);
-            match (good, out.and_then(|out| out.get_mut(to..to + BLOCK_LEN))) {
-                (Some(data), Some(out)) => out.copy_from_slice(data),
-                _ => {
-                    run.failed = true;
-                    bad = Some(c);
-                    if run.tries + 1 >= TRIES_MAX {
-                        self.stats.bad_reads += 1;
-                    }
-                }
-            }
-        }
-        let (reads, failed, tries) = (run.reads, run.failed, run.tries);
-        if let Err(error) = done.result {
-            self.cache_error(cx, error, false);
-        }
-        if let Some(c) = bad
-            && tries + 1 >= TRIES_MAX
-            && self.current(&c)
-        {
-            self.block_lost(c.place, c.block, c.slot);
-        }
-        if reads > 0 {
-            return;
-        }
-        if !failed {
-            self.run_write(cx, h);
-        } else if tries + 1 < TRIES_MAX {
-            if let Some(run) = self.destage.runs.get_mut(h) {
-                run.tries += 1;
-                run.failed = false;
-            }
-            self.run_read(cx, h);
-        } else {
-            self.run_end(h, false);
-        }
-    }
-
-    fn run_write<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
-        let Some(run) = self.destage.runs.get_mut(h) else { return };
-        let (place, Some(buf)) = (run.place, run.buf.take()) else { return };
-        run.started = cx.now;
-        let Some(vol) = self.vols.get(place) else { return };
-        let (at, len) = vol.backing_range(run.block, run.blocks);
-        self.destage.bytes += len;
-        self.backing_op(cx.now, place, What::DestageWrite { run: h }, Op::write(0, at, len, buf));
-    }
-
-    /// Begins the next range of zeroes, if it is still as it was chosen.
-    fn zeroes_begin<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
-        let at = self.destage.next_zeroes;
-        self.destage.next_zeroes += 1;
-        let Some(z) = self.destage.zeroes.get(at).copied() else { return };
-        let Some(vol) = self.vols.get(z.place) else { return };
-        let mut left = z.blocks;
-        for range in vol.ranges.overlapping(z.block, z.blocks) {
-            if range.lsn.0 != z.lsn {
-                return;
-            }
-            left -= range.blocks;
-        }
-        let claim = Claim { volume: z.place, first: z.block, blocks: z.blocks, mode: Mode::Exclusive, token: u64::MAX };
-        if left > 0 || !self.willing(z.place, cx.now) || !self.backing.is_free(&claim) {
-            return;
-        }
-        let Some(vol) = self.vols.get(z.place) else { return };
-        let (offset, len) = vol.backing_range(z.block, z.blocks);
-        let (direct, trim) = (vol.backing.write_zeroes, vol.committed);
-        let op = if direct {
-            Op::range(0, OpKind::WriteZeroes, offset, len)
-        } else {
-            let blocks = z.blocks.min(ZEROES_WRITE_MAX);
-            if blocks < z.blocks {
-                return;
-            }
-            let Some(mut buf) = self.alloc(cx, len) else { return };
-            let Some(out) = buf.as_mut_slice() else { return };
-            out.fill(0);
-            Op::write(0, offset, len, buf)
-        };
-        let Verdict::Granted(id) = self.backing.claim(claim) else { return };
-        let Some((h, run)) = self.destage.runs.take() else { return };
-        *run = Run {
-            place: z.place,
-            block: z.block,
-            blocks: z.blocks,
-            first: 0,
-            zeroes: Some(z.lsn),
-            buf: None,
-            reads: 0,
-            tries: 0,
-            failed: false,
-            claim: Some(id),
-            trim,
-            started: cx.now,
-        };
-        self.destage.active += 1;
-        self.destage.did_something = true;
-        self.backing_op(cx.now, z.place, What::DestageZeroes { run: h }, op);
-    }
-
-    pub(super) fn destage_write_done<P: BufPool<Buf = B>>(
-        &mut self,
-        cx: &mut Cx<'_, P>,
-        h: Handle,
-        result: Result<(), DeviceError>,
-    ) {
-        let Some(run) = self.destage.runs.get(h) else { return };
-        let place = run.place;
-        let took = u64::try_from(cx.now.since(run.started).as_nanos()).unwrap_or(u64::MAX);
-        match result {
-            Ok(()) => {
-                self.destage.learn(took);
-                self.backing_good(cx, place);
-            }
-            Err(DeviceError::Unsupported) if run.zeroes.is_some() => {
-                if let Some(vol) = self.vols.get_mut(place) {
-                    vol.backing.write_zeroes = false;
-                }
-            }
-            Err(error) => self.backing_error(cx, place, error),
-        }
-        self.run_end(h, result.is_ok());
-    }
-
-    /// A run is over; what it wrote awaits flush and trim.
-    fn run_end(&mut self, h: Handle, good: bool) {
-        let Some(run) = self.destage.runs.get_mut(h) else { return };
-        let claim = run.claim.take();
-        run.buf = None;
-        let (place, block, blocks, first, lsn) = (run.place, run.block, run.blocks, run.first, run.trim);
-        let zeroes = run.zeroes;
-        self.destage.runs.free(h);
-        self.destage.active -= 1;
-        if good {
-            if zeroes.is_some() {
-                self.destage.done_zeroes.push(Zeroes { place, block, blocks, lsn });
-            } else {
-                let end = first + usize::try_from(blocks).unwrap_or(0);
-                for at in first..end {
-                    let c = self.destage.candidates[at];
-                    self.destage.done.push(Written { place, block: c.block, slot: c.slot, lsn });
-                }
-            }
-        }
-        if let Some(id) = claim {
-            self.release_backing(id);
-        }
     }
 
     /// Flushes every backing device that was written to.
@@ -750,9 +495,10 @@ impl<B: Buf> Engine<B> {
     }
 
     fn still(&self, w: &Written) -> bool {
-        self.vols.key(w.place, w.block).and_then(|key| self.index.get(key)).is_some_and(|entry| {
-            entry.slot == w.slot && entry.flags.dirty()
-        })
+        self.vols
+            .key(w.place, w.block)
+            .and_then(|key| self.index.get(key))
+            .is_some_and(|entry| entry.slot == w.slot && entry.flags.dirty())
     }
 
     /// Appends the trims. A run of blocks may share one with the highest number of its blocks:
@@ -850,5 +596,4 @@ impl<B: Buf> Engine<B> {
         }
         self.clean_points(cx);
     }
-
 }

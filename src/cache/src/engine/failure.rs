@@ -6,7 +6,9 @@ use super::request::Stage;
 use super::slab::Handle;
 use super::types::{BLOCK, Event, OnFailure};
 use super::{Cx, Engine};
-use forebay_io::{BlockError, Buf, BufPool, DeviceError, Duration, Instant, Lsn, Op, Outcome, VolumeId};
+use forebay_io::{
+    BlockError, Buf, BufPool, DeviceError, Duration, Instant, Lsn, Op, Outcome, VolumeId,
+};
 
 /// First and longest pause between tries of a failing backing device.
 const BACKOFF_FROM: Duration = Duration::from_millis(50);
@@ -29,7 +31,8 @@ impl<B: Buf> Engine<B> {
         let began = health.failing.is_none();
         health.failing = Some((health.failing.map_or(now, |(since, _)| since), error));
         if began || health.retry_at <= now {
-            health.backoff = if began { BACKOFF_FROM } else { (health.backoff * 2).min(BACKOFF_MAX) };
+            health.backoff =
+                if began { BACKOFF_FROM } else { (health.backoff * 2).min(BACKOFF_MAX) };
             health.retry_at = now + health.backoff;
         }
         if began {
@@ -95,7 +98,9 @@ impl<B: Buf> Engine<B> {
         let stalled = core::mem::take(&mut self.stalled);
         for h in stalled {
             match self.reqs.get(h).map(|req| req.stage) {
-                Some(Stage::Stalled) if self.reqs.get(h).is_some_and(|req| req.placed > 0) => self.refuse(h),
+                Some(Stage::Stalled) if self.reqs.get(h).is_some_and(|req| req.placed > 0) => {
+                    self.refuse(h)
+                }
                 _ => self.stalled.push_back(h),
             }
         }
@@ -178,7 +183,11 @@ impl<B: Buf> Engine<B> {
         for place in 0..self.vols.bound() {
             let Some(vol) = self.vols.get(place) else { continue };
             let health = vol.health;
-            if health.failing.is_none() || health.probing || health.retry_at > cx.now || health.hanging.is_some() {
+            if health.failing.is_none()
+                || health.probing
+                || health.retry_at > cx.now
+                || health.hanging.is_some()
+            {
                 continue;
             }
             let len = BLOCK.min(vol.size);
@@ -243,5 +252,4 @@ impl<B: Buf> Engine<B> {
         let place = self.vols.find(id)?;
         self.vols.get(place).map(|vol| Lsn(vol.committed))
     }
-
 }

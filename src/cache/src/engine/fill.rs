@@ -5,12 +5,12 @@
 //! newer version exists, committed or in flight.
 
 use super::slab::Handle;
-use super::types::{BLOCK, BLOCK_LEN};
+use super::types::{BLOCK, BLOCK_U32};
+use super::volume::spare;
 use super::{Cx, Engine};
 use crate::format::geometry::LogStream;
 use crate::format::record::{Kind, Record};
 use crate::hazard::{Claim, Mode};
-use super::volume::spare;
 use crate::index::{Flags, Key};
 use crate::policy::{Admission, Room};
 use forebay_io::{Buf, BufPool, Duration, Instant, Lsn, RequestOp};
@@ -64,7 +64,13 @@ fn bits(from: u64, end: u64) -> u64 {
 
 impl<B: Buf> Engine<B> {
     /// A miss begins: registers what of it may enter the cache.
-    pub(super) fn fill_begin(&mut self, h: Handle, place: u16, block: u64, blocks: u32) -> Option<u64> {
+    pub(super) fn fill_begin(
+        &mut self,
+        h: Handle,
+        place: u16,
+        block: u64,
+        blocks: u32,
+    ) -> Option<u64> {
         let req = self.reqs.get(h)?;
         let (host, sequential) = (req.op == RequestOp::Read, req.sequential);
         let vol = self.vols.get(place)?;
@@ -73,7 +79,8 @@ impl<B: Buf> Engine<B> {
             return None;
         }
         let lsn = Lsn(vol.committed);
-        let room = if self.segs.free_count() > self.reclaim_from() { Room::Free } else { Room::Full };
+        let room =
+            if self.segs.free_count() > self.reclaim_from() { Room::Free } else { Room::Full };
         let mut mask = 0;
         for index in 0..u64::from(blocks) {
             if vol.ranges.get(block + index).is_none()
@@ -100,7 +107,8 @@ impl<B: Buf> Engine<B> {
         id: Option<u64>,
         buf: Option<B>,
     ) {
-        let Some(at) = id.and_then(|id| self.fills.list.iter().position(|fill| fill.id == id)) else {
+        let Some(at) = id.and_then(|id| self.fills.list.iter().position(|fill| fill.id == id))
+        else {
             return;
         };
         let (Some(buf), true) = (buf, self.fills.list[at].mask != 0) else {
@@ -115,7 +123,7 @@ impl<B: Buf> Engine<B> {
         if blocks <= TIER_BLOCKS && self.tier.capacity() > 0 {
             for index in (0..blocks).filter(|index| mask >> index & 1 != 0) {
                 if let Some(key) = self.vols.key(place, block + u64::from(index)) {
-                    self.tier.insert(key, buf.clone(), index * (BLOCK_LEN as u32));
+                    self.tier.insert(key, buf.clone(), index * BLOCK_U32);
                 }
             }
         }
@@ -142,7 +150,7 @@ impl<B: Buf> Engine<B> {
         let (volume, generation) = (vol.index, vol.generation);
         let mut found = false;
         for batch in &mut self.streams[usize::from(LogStream::Fill.code())].queue {
-            let log = self.segs.get(batch.seg).and_then(|s| s.log.as_deref());
+            let log = self.segs.get(batch.seg).and_then(|s| s.log.as_ref());
             let Some(log) = log else { continue };
             let mut at = 0;
             for entry in batch.entries.clone() {
@@ -192,7 +200,10 @@ impl<B: Buf> Engine<B> {
         let mut index = 0;
         while index < u64::from(fill.blocks) {
             let mut run = 0;
-            while run < 64 && index + run < u64::from(fill.blocks) && self.fill_fits(fill, index + run) {
+            while run < 64
+                && index + run < u64::from(fill.blocks)
+                && self.fill_fits(fill, index + run)
+            {
                 run += 1;
             }
             if run == 0 {
@@ -209,7 +220,8 @@ impl<B: Buf> Engine<B> {
         let block = fill.block + index;
         let Some(vol) = self.vols.get(fill.place) else { return false };
         let Some(key) = self.vols.key(fill.place, block) else { return false };
-        let claim = Claim { volume: fill.place, first: block, blocks: 1, mode: Mode::Exclusive, token: 0 };
+        let claim =
+            Claim { volume: fill.place, first: block, blocks: 1, mode: Mode::Exclusive, token: 0 };
         fill.mask >> index & 1 != 0
             && vol.caching
             && vol.ranges.get(block).is_none()
@@ -220,9 +232,9 @@ impl<B: Buf> Engine<B> {
 
     /// Whether the index has nothing of a block, or only a clean copy that cannot be read.
     fn replaceable(&self, key: Key) -> bool {
-        self.index.get(key).is_none_or(|entry| {
-            !entry.flags.dirty() && entry.flags.spare() & spare::BAD != 0
-        })
+        self.index
+            .get(key)
+            .is_none_or(|entry| !entry.flags.dirty() && entry.flags.spare() & spare::BAD != 0)
     }
 
     fn fill_append<P: BufPool<Buf = B>>(
@@ -259,7 +271,9 @@ impl<B: Buf> Engine<B> {
     pub(super) fn fill_counts(&mut self, record: &Record, seg: u32, from: &[u32]) {
         let Some(place) = self.vols.place_of(record.volume, record.generation) else { return };
         let first = self.map.slot(seg, record.slot);
-        for (((slot, block), state), _) in (first..).zip(record.block..).zip(from).zip(0..record.blocks) {
+        for (((slot, block), state), _) in
+            (first..).zip(record.block..).zip(from).zip(0..record.blocks)
+        {
             let Some(key) = self.vols.key(place, block) else { return };
             let covered = self.vols.get(place).is_some_and(|vol| vol.ranges.get(block).is_some());
             if *state != u32::MAX && !covered && self.replaceable(key) {

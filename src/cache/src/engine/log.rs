@@ -7,10 +7,10 @@ use super::stream::{BATCH_BYTES, Batch, IN_FLIGHT_MAX, SECOND_FROM, Sent};
 use super::types::Event;
 use super::volume::Volume;
 use super::{Cx, Engine};
+use crate::fold::timeless;
 use crate::format::batch::{BatchBuilder, Placed, SegmentName};
 use crate::format::geometry::LogStream;
 use crate::format::record::{Kind, Record};
-use crate::fold::timeless;
 use forebay_io::device::Stream as Lifetime;
 use forebay_io::{Buf, BufPool, DeviceError, Instant, Lsn, Op};
 
@@ -41,10 +41,15 @@ impl<B: Buf> Engine<B> {
         kind: LogStream,
         reserve: usize,
     ) -> Option<u32> {
+        // A segment that was opened out of the reserve, for marks, is not for others to fill.
+        if self.segs.free_count() < reserve {
+            self.reclaim.wanted = true;
+            return None;
+        }
         loop {
             let stream = &self.streams[usize::from(kind.code())];
             if let Some(batch) = &stream.open {
-                let log = self.segs.get(batch.seg)?.log.as_deref()?;
+                let log = self.segs.get(batch.seg)?.log.as_ref()?;
                 let room = batch.builder.room(BATCH_BYTES, log);
                 if room > 0 {
                     return Some(room);
@@ -64,7 +69,7 @@ impl<B: Buf> Engine<B> {
         let index = usize::from(kind.code());
         if let Some(seg) = self.streams[index].seg {
             let s = self.segs.get(seg)?;
-            let log = s.log.as_deref()?;
+            let log = s.log.as_ref()?;
             // Room for a header, a block and a mark; else the segment is done.
             if s.used + 2 > log.data_slots() || log.room_blocks() < 2 {
                 self.end_segment(kind);
@@ -94,7 +99,7 @@ impl<B: Buf> Engine<B> {
         let name = self.name(seg)?;
         let s = self.segs.get(seg)?;
         let slot = u16::try_from(s.used).ok()?;
-        let (first, start) = (s.log.as_deref()?.len(), self.map.segment_offset(seg)?);
+        let (first, start) = (s.log.as_ref()?.len(), self.map.segment_offset(seg)?);
         // A journal batch takes its number when it is closed, the others before their first record.
         let number = if kind == LogStream::Journal { 0 } else { self.numbers.next() };
         let stream = &mut self.streams[index];
@@ -152,7 +157,7 @@ impl<B: Buf> Engine<B> {
     /// Appends a mark to the open batch; `None` where it does not fit or none is open.
     fn put_mark(&mut self, kind: LogStream, record: &Record) -> Option<u64> {
         let batch = self.streams[usize::from(kind.code())].open.as_mut()?;
-        let log = self.segs.get_mut(batch.seg)?.log.as_deref_mut()?;
+        let log = self.segs.get_mut(batch.seg)?.log.as_mut()?;
         let buffer = batch.buf.as_mut()?.as_mut_slice()?;
         batch.builder.append_mark(buffer, log, record).ok()?;
         if record.kind.takes_lsn() && !record.moved {
@@ -193,7 +198,7 @@ impl<B: Buf> Engine<B> {
     ) -> Option<(u32, u32, u64)> {
         let batch = self.streams[usize::from(kind.code())].open.as_mut()?;
         let segment = self.segs.get_mut(batch.seg)?;
-        let log = segment.log.as_deref_mut()?;
+        let log = segment.log.as_mut()?;
         let buffer = batch.buf.as_mut()?.as_mut_slice()?;
         let Placed { slot, entry } =
             batch.builder.append_data(buffer, log, record, key, data).ok()?;
@@ -212,7 +217,7 @@ impl<B: Buf> Engine<B> {
         let stream = &mut self.streams[usize::from(kind.code())];
         let Some(mut batch) = stream.open.take() else { return };
         let segment = self.segs.get_mut(batch.seg);
-        let log = segment.and_then(|s| s.log.as_deref_mut());
+        let log = segment.and_then(|s| s.log.as_mut());
         let buffer = batch.buf.as_mut().and_then(Buf::as_mut_slice);
         let (Some(log), Some(buffer), false) = (log, buffer, batch.builder.is_empty()) else {
             stream.next_ordinal -= 1;
@@ -244,8 +249,7 @@ impl<B: Buf> Engine<B> {
         if let Some(batch) = &stream.open
             && !unsent
             && (stream.in_flight == 0
-                || (stream.in_flight < IN_FLIGHT_MAX
-                    && batch.builder.end() > SECOND_FROM))
+                || (stream.in_flight < IN_FLIGHT_MAX && batch.builder.end() > SECOND_FROM))
         {
             self.close_batch(kind);
         }
@@ -315,7 +319,7 @@ impl<B: Buf> Engine<B> {
     fn batch_counts(&mut self, batch: &Batch<B>) {
         let mut at = 0;
         for entry in batch.entries.clone() {
-            let log = self.segs.get(batch.seg).and_then(|s| s.log.as_deref());
+            let log = self.segs.get(batch.seg).and_then(|s| s.log.as_ref());
             let Some(record) = log.and_then(|log| log.get(entry)).map(|(record, _)| *record) else {
                 return;
             };

@@ -41,16 +41,6 @@ pub(super) const fn code(mode: CacheMode) -> u8 {
     }
 }
 
-/// A mode from the superblock.
-pub(super) const fn from_code(code: u8) -> CacheMode {
-    match code {
-        1 => CacheMode::WriteAround,
-        2 => CacheMode::WriteThrough,
-        3 => CacheMode::WriteBack,
-        _ => CacheMode::PassThrough,
-    }
-}
-
 /// Why a control call was refused; nothing changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ControlError {
@@ -136,8 +126,10 @@ fn check_spec(spec: &VolumeSpec) -> Result<(), ControlError> {
     if !block.is_power_of_two() || block > BLOCK {
         return Err(ControlError::Invalid("the backing device's block size must be 512 to 4096"));
     }
-    if spec.backing.size == 0 || spec.backing.size % u64::from(spec.block_size) != 0 {
-        return Err(ControlError::Invalid("the backing device's size is not a multiple of the logical block size"));
+    if spec.backing.size == 0 || !spec.backing.size.is_multiple_of(u64::from(spec.block_size)) {
+        return Err(ControlError::Invalid(
+            "the backing device's size is not a multiple of the logical block size",
+        ));
     }
     if spec.backing.size.div_ceil(BLOCK) > 1 << 36 {
         return Err(ControlError::Invalid("a volume has at most 256 TiB"));
@@ -193,7 +185,11 @@ impl<B: Buf> Engine<B> {
         Ok(())
     }
 
-    fn new_entry(&mut self, spec: &VolumeSpec, identity: String) -> Result<VolumeEntry, ControlError> {
+    fn new_entry(
+        &mut self,
+        spec: &VolumeSpec,
+        identity: String,
+    ) -> Result<VolumeEntry, ControlError> {
         let index = self.fresh_index().ok_or(ControlError::TooMany)?;
         let sb = &mut self.supers.block;
         let entry = VolumeEntry {
@@ -231,7 +227,8 @@ impl<B: Buf> Engine<B> {
 
     fn new_volume(&mut self, spec: &VolumeSpec, entry: &VolumeEntry) -> Volume {
         let found = self.found.iter().find(|found| found.volume == entry.index);
-        let (last, dirty) = found.map_or((entry.accounted.0, 0), |found| (found.last.0, found.dirty));
+        let (last, dirty) =
+            found.map_or((entry.accounted.0, 0), |found| (found.last.0, found.dirty));
         let mut ranges = RangeMap::new(usize::MAX);
         for range in self.found_ranges.iter().filter(|range| range.volume == entry.index) {
             let kind = if range.discard {
@@ -256,7 +253,6 @@ impl<B: Buf> Engine<B> {
             generation: entry.generation,
             key: volume_key(entry.journal),
             uuid: spec.uuid,
-            name: entry.name.clone(),
             epoch: spec.epoch,
             size: spec.backing.size,
             block_size: spec.block_size,
@@ -301,7 +297,9 @@ impl<B: Buf> Engine<B> {
     pub fn set_mode(&mut self, id: VolumeId, mode: CacheMode) -> Result<(), ControlError> {
         self.usable()?;
         let place = self.vols.find(id).ok_or(ControlError::NoSuchVolume(id))?;
-        let Some(vol) = self.vols.get_mut(place) else { return Err(ControlError::NoSuchVolume(id)) };
+        let Some(vol) = self.vols.get_mut(place) else {
+            return Err(ControlError::NoSuchVolume(id));
+        };
         if vol.detaching {
             return Err(ControlError::Busy("the volume is being detached"));
         }
@@ -426,7 +424,9 @@ impl<B: Buf> Engine<B> {
                 // From now on writes bypass the log, and hold where a block is still dirty.
                 Some((Switch::Settling, CacheMode::WriteAround))
             }
-            Switch::Settling if vol.clean() && vol.journaling == 0 && target == CacheMode::PassThrough => {
+            Switch::Settling
+                if vol.clean() && vol.journaling == 0 && target == CacheMode::PassThrough =>
+            {
                 let ticket = self.forget(place);
                 Some((Switch::Forgetting(ticket), CacheMode::WriteAround))
             }
@@ -478,7 +478,12 @@ impl<B: Buf> Engine<B> {
 
     fn detach_step(&mut self, place: u16) {
         let Some(vol) = self.vols.get(place) else { return };
-        if !vol.detaching || vol.requests > 0 || vol.backing_ops > 0 || !vol.clean() || !self.destage.resting() {
+        if !vol.detaching
+            || vol.requests > 0
+            || vol.backing_ops > 0
+            || !vol.clean()
+            || !self.destage.resting()
+        {
             return;
         }
         match self.detached.iter().position(|(at, _)| *at == place) {
@@ -549,9 +554,24 @@ fn cut(name: &str) -> String {
 mod tests {
     use super::*;
 
+    /// A mode from the superblock.
+    fn from_code(code: u8) -> CacheMode {
+        match code {
+            1 => CacheMode::WriteAround,
+            2 => CacheMode::WriteThrough,
+            3 => CacheMode::WriteBack,
+            _ => CacheMode::PassThrough,
+        }
+    }
+
     #[test]
     fn modes_survive_the_superblock() {
-        for mode in [CacheMode::PassThrough, CacheMode::WriteAround, CacheMode::WriteThrough, CacheMode::WriteBack] {
+        for mode in [
+            CacheMode::PassThrough,
+            CacheMode::WriteAround,
+            CacheMode::WriteThrough,
+            CacheMode::WriteBack,
+        ] {
             assert_eq!(from_code(code(mode)), mode);
         }
     }

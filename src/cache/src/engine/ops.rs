@@ -1,8 +1,8 @@
 //! Device operations under way: what each is for, when it began, who waits.
 
+use super::Engine;
 use super::slab::Handle;
 use super::types::Action;
-use super::Engine;
 use crate::format::geometry::LogStream;
 use forebay_io::{Buf, Instant, Op};
 
@@ -35,7 +35,7 @@ pub(super) enum What {
     /// Blocks read to be appended again.
     ReclaimRead { at: u32 },
     /// The free mark.
-    FreeMark { seg: u32 },
+    FreeMark,
     /// A flush of the cache device.
     CacheFlush,
     /// A write of a host's data to the backing device.

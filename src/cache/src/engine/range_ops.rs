@@ -67,7 +67,13 @@ impl<B: Buf> Engine<B> {
     }
 
     /// Writes zeroes to a part of a block, as a request of its own that `parent` waits for.
-    fn edge<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, parent: Handle, offset: u64, end: u64) {
+    fn edge<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        parent: Handle,
+        offset: u64,
+        end: u64,
+    ) {
         let Some(of) = self.reqs.get(parent).map(|req| (req.volume, req.fua)) else { return };
         if offset >= end {
             return;
@@ -100,7 +106,14 @@ impl<B: Buf> Engine<B> {
     }
 
     /// A record without data commits.
-    pub(super) fn apply_range(&mut self, place: u16, kind: Kind, first: u64, blocks: u64, lsn: Lsn) {
+    pub(super) fn apply_range(
+        &mut self,
+        place: u16,
+        kind: Kind,
+        first: u64,
+        blocks: u64,
+        lsn: Lsn,
+    ) {
         self.forget_range(place, first, blocks);
         let Some(vol) = self.vols.get_mut(place) else { return };
         let kind = match kind {

@@ -4,7 +4,7 @@
 use super::ops::What;
 use super::request::{Part, Stage};
 use super::slab::Handle;
-use super::types::{BLOCK, BLOCK_LEN, Event};
+use super::types::{BLOCK, BLOCK_LEN, BLOCK_U32, Event};
 use super::volume::spare;
 use super::{Cx, Engine};
 use forebay_io::crc::block_crc;
@@ -154,7 +154,8 @@ impl<B: Buf> Engine<B> {
                 let Some(at) = self.map.slot_offset(slot) else { return };
                 self.stats.hits += run.blocks;
                 self.segs.reader(self.map.segment_of(slot), 1);
-                let what = What::Hit { req: h, part: run.part, blocks, volume, block: run.block, slot };
+                let what =
+                    What::Hit { req: h, part: run.part, blocks, volume, block: run.block, slot };
                 (what, Op::read(0, at, run.blocks * BLOCK, buf))
             }
             None => {
@@ -166,7 +167,8 @@ impl<B: Buf> Engine<B> {
                 }
                 let (at, len) = vol.backing_range(run.block, run.blocks);
                 let fill = self.fill_begin(h, volume, run.block, blocks);
-                let what = What::Miss { req: h, part: run.part, blocks, volume, block: run.block, fill };
+                let what =
+                    What::Miss { req: h, part: run.part, blocks, volume, block: run.block, fill };
                 (what, Op::read(0, at, len, buf))
             }
         };
@@ -179,7 +181,6 @@ impl<B: Buf> Engine<B> {
     }
 
     /// A read of the cache device for a host ended.
-    #[expect(clippy::too_many_arguments, reason = "the fields of the operation")]
     pub(super) fn hit_done<P: BufPool<Buf = B>>(
         &mut self,
         cx: &mut Cx<'_, P>,
@@ -205,7 +206,7 @@ impl<B: Buf> Engine<B> {
                 self.hit_bad(cx, req, part + index, (volume, block, slot), buf.is_some());
                 continue;
             };
-            let start = index * (BLOCK_LEN as u32);
+            let start = index * BLOCK_U32;
             let buf = buf.clone();
             if blocks == 1
                 && let Some(key) = self.vols.key(volume, block)
@@ -248,7 +249,10 @@ impl<B: Buf> Engine<B> {
                 if tries.unwrap_or(TRIES_MAX) < TRIES_MAX && self.cache_failed.is_none() {
                     self.read_run(cx, req, volume, Run { slot: Some(slot), ..again });
                 } else {
-                    self.block_lost(volume, block, slot);
+                    // What the device did not give now it may give later; what is wrong stays so.
+                    if readable {
+                        self.block_lost(volume, block, slot);
+                    }
                     self.fail(req, BlockError::Unrecovered);
                 }
             }
@@ -272,9 +276,9 @@ impl<B: Buf> Engine<B> {
     /// Dirty data is gone: said once, kept as an error until the block is written.
     pub(super) fn block_lost(&mut self, volume: u16, block: u64, slot: u32) {
         let Some(key) = self.vols.key(volume, block) else { return };
-        let old = self.index.update_if_slot(key, slot, |flags| {
-            flags.with_spare(flags.spare() | spare::BAD)
-        });
+        let old = self
+            .index
+            .update_if_slot(key, slot, |flags| flags.with_spare(flags.spare() | spare::BAD));
         if old.is_some_and(|flags| flags.spare() & spare::BAD == 0)
             && let Some(vol) = self.vols.get_mut(volume)
         {
@@ -295,7 +299,8 @@ impl<B: Buf> Engine<B> {
         done: Completion<B>,
     ) {
         self.op_ended(req);
-        let len = self.vols.get(volume).map_or(0, |vol| vol.backing_range(block, u64::from(blocks)).1);
+        let len =
+            self.vols.get(volume).map_or(0, |vol| vol.backing_range(block, u64::from(blocks)).1);
         let mut buf = done.buf.filter(|_| done.result.is_ok());
         // The volume may end inside its last cache block: the rest of it reads as zeroes.
         if let Some(tail) = buf.as_mut().and_then(Buf::as_mut_slice)
@@ -307,7 +312,7 @@ impl<B: Buf> Engine<B> {
             Some(buf) => {
                 self.backing_good(cx, volume);
                 for index in 0..blocks {
-                    self.set_part(req, part + index, buf.clone(), index * (BLOCK_LEN as u32), token);
+                    self.set_part(req, part + index, buf.clone(), index * BLOCK_U32, token);
                 }
             }
             None => {

@@ -22,6 +22,9 @@ use forebay_io::{Buf, BufPool, Completion, DeviceError, Instant, Op};
 /// Blocks read to be appended again, at once.
 const READS_MAX: usize = 16;
 
+/// Tries of a dirty block that the device does not give, before it is given up.
+const UNREADABLE_MAX: u8 = 20;
+
 /// A block that stays.
 #[derive(Clone, Copy, Debug)]
 struct Keep {
@@ -56,11 +59,14 @@ pub(super) struct Reclaim {
     /// A log found no free segment.
     pub(super) wanted: bool,
     seg: u32,
-    log: Option<Box<SegmentLog>>,
+    log: Option<SegmentLog>,
     keep: Vec<Keep>,
     next: usize,
     reads: usize,
     ordinal: Option<u64>,
+    footer_tries: u8,
+    /// The next record, and block of it, whose ranges of zeroes are appended again.
+    ranges_at: (u32, u64),
     /// The last journal batch with ranges that were appended again.
     journal: Option<u64>,
     pub(super) segments: u64,
@@ -79,6 +85,8 @@ impl Reclaim {
             next: 0,
             reads: 0,
             ordinal: None,
+            footer_tries: 0,
+            ranges_at: (0, 0),
             journal: None,
             segments: 0,
             moved: 0,
@@ -168,16 +176,26 @@ impl<B: Buf> Engine<B> {
         let view = done.buf.as_ref().filter(|_| done.result.is_ok());
         let view = view.and_then(|buf| FooterView::parse(buf.as_slice()));
         let log = self.reclaim.log.take();
-        let mut log = log.unwrap_or_else(|| Box::new(SegmentLog::new(self.map.geometry())));
+        let mut log = log.unwrap_or_else(|| SegmentLog::new(self.map.geometry()));
         log.clear();
         match view.filter(|view| Some(view.head.name) == name) {
             Some(view) => view.load(&mut log),
-            // Without a footer the index alone knows what is here.
-            None => self.forget_segment(seg),
+            None => {
+                self.reclaim.footer_tries += 1;
+                if self.reclaim.footer_tries < UNREADABLE_MAX {
+                    self.reclaim.log = Some(log);
+                    self.reclaim.phase = Phase::Idle;
+                    return;
+                }
+                // Without a footer the index alone knows what is here.
+                self.forget_segment(seg);
+            }
         }
+        self.reclaim.footer_tries = 0;
         self.reclaim.keep.clear();
         (self.reclaim.next, self.reclaim.reads) = (0, 0);
         (self.reclaim.ordinal, self.reclaim.journal) = (None, None);
+        self.reclaim.ranges_at = (0, 0);
         self.sort_out(seg, &log);
         self.reclaim.log = Some(log);
         self.reclaim.phase = Phase::Copy;
@@ -214,15 +232,21 @@ impl<B: Buf> Engine<B> {
         let most = self.map.geometry().data_slots() / 4;
         let mut budget = most;
         for (record, crcs) in log.iter() {
-            let Some(place) = self.vols.place_of(record.volume, record.generation) else { continue };
+            let Some(place) = self.vols.place_of(record.volume, record.generation) else {
+                continue;
+            };
             if !record.kind.has_data() {
                 continue;
             }
             let first = self.map.slot(seg, record.slot);
             for (at, crc) in (0..record.blocks).zip(crcs) {
                 let slot = first + at;
-                let Some(key) = self.vols.key(place, record.block + u64::from(at)) else { continue };
-                let Some(entry) = self.index.get(key).filter(|entry| entry.slot == slot) else { continue };
+                let Some(key) = self.vols.key(place, record.block + u64::from(at)) else {
+                    continue;
+                };
+                let Some(entry) = self.index.get(key).filter(|entry| entry.slot == slot) else {
+                    continue;
+                };
                 let dirty = entry.flags.dirty();
                 let stays = dirty || {
                     let flags = if self.tier.contains(key) {
@@ -252,7 +276,8 @@ impl<B: Buf> Engine<B> {
                 self.reclaim.next += 1;
                 continue;
             }
-            let (Some(buf), Some(at)) = (self.alloc(cx, BLOCK), self.map.slot_offset(keep.slot)) else {
+            let (Some(buf), Some(at)) = (self.alloc(cx, BLOCK), self.map.slot_offset(keep.slot))
+            else {
                 return;
             };
             self.segs.reader(self.reclaim.seg, 1);
@@ -301,8 +326,10 @@ impl<B: Buf> Engine<B> {
         };
         let data = done.buf.as_ref().filter(|_| done.result.is_ok()).map(Buf::as_slice);
         let data = data.and_then(|data| data.get(..BLOCK_LEN));
-        let good = data.is_some_and(|data| block_crc(key, block, keep.record.lsn.0, data) == keep.crc);
-        if !good && keep.tries < 2 {
+        let good =
+            data.is_some_and(|data| block_crc(key, block, keep.record.lsn.0, data) == keep.crc);
+        let most = if keep.dirty && done.result.is_err() { UNREADABLE_MAX } else { 2 };
+        if !good && keep.tries < most {
             // Read again, at the end of the list.
             self.reclaim.keep.push(Keep { tries: keep.tries + 1, ..keep });
             return;
@@ -356,42 +383,48 @@ impl<B: Buf> Engine<B> {
         }
     }
 
-    /// Appends again the ranges of zeroes that are not destaged and that only this segment records;
-    /// `false` while there is no room.
+    /// Appends again the ranges of zeroes that are not destaged and that only this segment records,
+    /// without the blocks that have a newer version on its way: it waits for those. `false` while
+    /// that, or room, is missing; each piece is appended once.
     fn move_ranges<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) -> bool {
         let Some(log) = self.reclaim.log.take() else { return true };
         let mut done = true;
-        for (record, _) in log.iter() {
-            if !matches!(record.kind, Kind::Zeroes | Kind::Discard) {
+        while done && self.reclaim.ranges_at.0 < log.len() {
+            let (entry, from) = self.reclaim.ranges_at;
+            let piece = log.get(entry).and_then(|(record, _)| self.next_piece(record, from));
+            let Some((piece, place)) = piece else {
+                self.reclaim.ranges_at = (entry + 1, 0);
                 continue;
-            }
-            let Some(place) = self.vols.place_of(record.volume, record.generation) else { continue };
-            let mut at = record.block;
-            let end = record.block + u64::from(record.blocks);
-            while at < end {
-                let Some(vol) = self.vols.get(place) else { break };
-                let next = vol.ranges.overlapping(at, end - at).find(|r| r.lsn == record.lsn && r.dirty);
-                let Some(range) = next else { break };
-                at = range.first + range.blocks;
-                let piece = Record {
-                    moved: true,
-                    block: range.first,
-                    blocks: u32::try_from(range.blocks).unwrap_or(record.blocks),
-                    ..*record
-                };
-                // Without the blocks that have a newer version on its way: wait for that.
-                if vol.in_flight(range.first, range.blocks) {
-                    done = false;
-                    continue;
+            };
+            let (block, blocks) = (piece.block, u64::from(piece.blocks));
+            let busy = self.vols.get(place).is_some_and(|vol| vol.in_flight(block, blocks));
+            let placed =
+                if busy { None } else { self.append_mark(cx, LogStream::Journal, 0, &piece) };
+            match placed {
+                Some((ordinal, _)) => {
+                    self.reclaim.journal = self.reclaim.journal.max(Some(ordinal));
+                    self.reclaim.ranges_at = (entry, block + blocks);
                 }
-                match self.append_mark(cx, LogStream::Journal, 0, &piece) {
-                    Some((ordinal, _)) => self.reclaim.journal = Some(ordinal),
-                    None => done = false,
-                }
+                None => done = false,
             }
         }
         self.reclaim.log = Some(log);
         done
+    }
+
+    /// The first piece, from a block on, of what a record of zeroes still has to give to the backing
+    /// device.
+    fn next_piece(&self, record: &Record, from: u64) -> Option<(Record, u16)> {
+        if !matches!(record.kind, Kind::Zeroes | Kind::Discard) {
+            return None;
+        }
+        let place = self.vols.place_of(record.volume, record.generation)?;
+        let (at, end) = (from.max(record.block), record.block + u64::from(record.blocks));
+        let vol = self.vols.get(place)?;
+        let mut ranges = vol.ranges.overlapping(at, end.checked_sub(at)?);
+        let range = ranges.find(|range| range.lsn == record.lsn && range.dirty)?;
+        let blocks = u32::try_from(range.blocks).ok()?;
+        Some((Record { moved: true, block: range.first, blocks, ..*record }, place))
     }
 
     /// Before a journal segment is freed a mark in another one accounts for its numbers: else they
@@ -427,7 +460,9 @@ impl<B: Buf> Engine<B> {
         let first = self.map.slot(seg, record.slot);
         for ((slot, block), old) in (first..).zip(record.block..).zip(from) {
             let Some(key) = self.vols.key(place, block) else { return };
-            let Some(entry) = self.index.get(key).filter(|entry| entry.slot == *old) else { continue };
+            let Some(entry) = self.index.get(key).filter(|entry| entry.slot == *old) else {
+                continue;
+            };
             let freq = entry.flags.freq().saturating_sub(1);
             let flags = entry.flags.with_freq(freq);
             if self.index.insert(key, slot, flags).is_ok() {
@@ -495,7 +530,7 @@ impl<B: Buf> Engine<B> {
         let at = start + u64::from(self.map.geometry().mark_slot()) * BLOCK;
         self.stats.mark_bytes += BLOCK;
         self.reclaim.phase = Phase::Mark;
-        self.cache_op(cx.now, What::FreeMark { seg }, Op::write(0, at, BLOCK, buf));
+        self.cache_op(cx.now, What::FreeMark, Op::write(0, at, BLOCK, buf));
     }
 
     pub(super) fn mark_done<P: BufPool<Buf = B>>(

@@ -19,7 +19,11 @@ pub(super) fn fate(index: &Index, record: &Record, first_slot: u32, at: u32) -> 
     let key = Key::new(record.volume, record.block + u64::from(at));
     match key.and_then(|key| index.get(key)) {
         Some(entry) if entry.slot == first_slot + at => {
-            if entry.flags.dirty() { Keep::Dirty } else { Keep::Clean }
+            if entry.flags.dirty() {
+                Keep::Dirty
+            } else {
+                Keep::Clean
+            }
         }
         _ => Keep::Dead,
     }
@@ -57,9 +61,11 @@ impl<B: Buf> Engine<B> {
     /// Whether an earlier segment of the same log has no footer yet: they are sealed in order.
     fn older_unsealed(&self, seg: u32) -> bool {
         let Some(this) = self.segs.get(seg) else { return false };
-        self.segs.young().iter().filter_map(|other| self.segs.get(*other)).any(|other| {
-            other.stream == this.stream && other.seq < this.seq && other.seal == 0
-        })
+        self.segs
+            .young()
+            .iter()
+            .filter_map(|other| self.segs.get(*other))
+            .any(|other| other.stream == this.stream && other.seq < this.seq && other.seal == 0)
     }
 
     fn footer_write<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, seg: u32) {
@@ -68,15 +74,11 @@ impl<B: Buf> Engine<B> {
         let seal = self.numbers.next();
         let built = (|| {
             let name = self.segment_name(seg)?;
-            let log = self.segs.get(seg)?.log.as_deref()?;
+            let log = self.segs.get(seg)?.log.as_ref()?;
             let (index, map) = (&self.index, &self.map);
-            build_footer(
-                buf.as_mut_slice()?,
-                log,
-                &name,
-                seal,
-                |record, at| fate(index, record, map.slot(seg, record.slot), at),
-            )
+            build_footer(buf.as_mut_slice()?, log, &name, seal, |record, at| {
+                fate(index, record, map.slot(seg, record.slot), at)
+            })
         })();
         let (Some(built), Some(start)) = (built, self.map.segment_offset(seg)) else { return };
         if self.segs.get(seg).is_some_and(|s| s.seal == 0) {
@@ -108,7 +110,8 @@ impl<B: Buf> Engine<B> {
                 // of that moment.
                 let start = self.map.segment_offset(seg);
                 if let (Some(buf), Some(start), false) = (buf, start, last) {
-                    let at = start + u64::from(self.map.geometry().footer_slot()) * super::types::BLOCK;
+                    let at =
+                        start + u64::from(self.map.geometry().footer_slot()) * super::types::BLOCK;
                     let len = buf.len() as u64;
                     self.cache_op(cx.now, What::Footer { seg }, Op::write(0, at, len, buf));
                 }

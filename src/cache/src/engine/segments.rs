@@ -51,7 +51,7 @@ pub(super) struct Segment {
     /// Flush that must end before its footer is built.
     pub(super) ticket: Option<u64>,
     /// Its records, until the footer is written.
-    pub(super) log: Option<Box<SegmentLog>>,
+    pub(super) log: Option<SegmentLog>,
 }
 
 /// All segments of the shard.
@@ -65,7 +65,7 @@ pub(super) struct Segments {
     /// Open and being sealed, by the number they were opened with.
     young: Vec<u32>,
     /// Logs of sealed segments, to be used again.
-    spare: Vec<Box<SegmentLog>>,
+    spare: Vec<SegmentLog>,
 }
 
 impl Segments {
@@ -141,12 +141,18 @@ impl Segments {
     }
 
     /// Opens a free segment, if more than `reserve` are free.
-    pub(super) fn open(&mut self, stream: LogStream, seq: u64, reserve: usize, now: Instant) -> Option<u32> {
+    pub(super) fn open(
+        &mut self,
+        stream: LogStream,
+        seq: u64,
+        reserve: usize,
+        now: Instant,
+    ) -> Option<u32> {
         if self.free.len() <= reserve {
             return None;
         }
         let seg = self.free.pop_front()?;
-        let log = self.spare.pop().unwrap_or_else(|| Box::new(SegmentLog::new(self.geometry)));
+        let log = self.spare.pop().unwrap_or_else(|| SegmentLog::new(self.geometry));
         let s = self.list.get_mut(seg as usize)?;
         (s.state, s.stream, s.seq, s.seal) = (State::Open, stream, seq, 0);
         (s.live, s.dirty, s.pins, s.batches, s.used) = (0, 0, 0, 0, 0);

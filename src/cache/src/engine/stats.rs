@@ -1,7 +1,7 @@
 //! What the engine counts and what state it is in, for `stat` and for people.
 
-use super::types::{BLOCK, CacheMode};
 use super::Engine;
+use super::types::{BLOCK, CacheMode};
 use crate::policy::PolicyStats;
 use crate::tier::TierStats;
 use forebay_io::{Buf, DeviceError, Duration, Instant, Lsn, VolumeId};
@@ -163,7 +163,6 @@ impl<B: Buf> Engine<B> {
             backing_ops: vol.backing_ops,
         })
     }
-
 
     /// Why a volume does not do what one might expect of it now, in words; `None` while all is well.
     #[must_use]

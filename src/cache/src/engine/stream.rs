@@ -2,7 +2,6 @@
 //! in their order only.
 
 use crate::format::batch::BatchBuilder;
-use crate::format::geometry::LogStream;
 use forebay_io::Buf;
 use std::collections::VecDeque;
 
@@ -49,7 +48,6 @@ pub(super) struct Batch<B> {
 /// One of the three logs.
 #[derive(Debug)]
 pub(super) struct Stream<B> {
-    pub(super) kind: LogStream,
     pub(super) seg: Option<u32>,
     pub(super) open: Option<Batch<B>>,
     /// Closed batches that are not durable, in order.
@@ -63,9 +61,8 @@ pub(super) struct Stream<B> {
 }
 
 impl<B: Buf> Stream<B> {
-    pub(super) fn new(kind: LogStream) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            kind,
             seg: None,
             open: None,
             queue: VecDeque::new(),

@@ -16,7 +16,9 @@ pub(super) fn delay(level: u64, max: Duration) -> Duration {
     let over = level.saturating_sub(FROM).min(1000 - FROM);
     let (square, whole) = (over * over, (1000 - FROM) * (1000 - FROM));
     let nanos = u64::try_from(max.as_nanos()).unwrap_or(u64::MAX);
-    Duration::from_nanos(u64::try_from(u128::from(nanos) * u128::from(square) / u128::from(whole)).unwrap_or(0))
+    Duration::from_nanos(
+        u64::try_from(u128::from(nanos) * u128::from(square) / u128::from(whole)).unwrap_or(0),
+    )
 }
 
 impl<B: Buf> Engine<B> {

@@ -7,6 +7,8 @@ use forebay_io::{DeviceError, Duration, Epoch, Lsn, Op, Outcome, Tag, Uuid, Volu
 pub const BLOCK: u64 = 4096;
 /// The same as a length in memory.
 pub(super) const BLOCK_LEN: usize = 4096;
+/// The same as an offset in a piece.
+pub(super) const BLOCK_U32: u32 = 4096;
 
 /// How a volume is cached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

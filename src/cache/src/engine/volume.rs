@@ -56,7 +56,6 @@ pub(super) struct Volume {
     /// Seed of its CRCs.
     pub(super) key: u64,
     pub(super) uuid: Uuid,
-    pub(super) name: String,
     pub(super) epoch: Epoch,
     pub(super) size: u64,
     pub(super) block_size: u32,
@@ -112,7 +111,8 @@ impl Volume {
 
     /// Whether a record of one of these blocks is placed and not committed.
     pub(super) fn in_flight(&self, block: u64, blocks: u64) -> bool {
-        let overlaps = |p: &Pending| p.block < block.saturating_add(blocks) && block < p.block + p.blocks;
+        let overlaps =
+            |p: &Pending| p.block < block.saturating_add(blocks) && block < p.block + p.blocks;
         self.pending.iter().any(overlaps)
     }
 

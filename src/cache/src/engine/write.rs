@@ -225,12 +225,8 @@ impl<B: Buf> Engine<B> {
                     self.write_go(cx, h, None);
                 }
             }
-            Some(_) => {
-                if self.merge(cx, h) {
-                    self.write_go(cx, h, None);
-                }
-            }
-            None => {}
+            Some(_) if self.merge(cx, h) => self.write_go(cx, h, None),
+            Some(_) | None => {}
         }
     }
 

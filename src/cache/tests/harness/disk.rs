@@ -97,7 +97,11 @@ impl Disk {
     }
 
     pub fn next_ready(&self) -> u64 {
-        if self.faults.hang { u64::MAX } else { self.flying.iter().map(|f| f.ready).min().unwrap_or(u64::MAX) }
+        if self.faults.hang {
+            u64::MAX
+        } else {
+            self.flying.iter().map(|f| f.ready).min().unwrap_or(u64::MAX)
+        }
     }
 
     pub fn in_flight(&self) -> usize {
@@ -108,12 +112,22 @@ impl Disk {
         let end = op.offset + op.len;
         assert!(end <= self.info.size, "{:?} beyond the end: {}+{}", op.kind, op.offset, op.len);
         let unit = u64::from(self.info.block_size);
-        assert!(op.offset % unit == 0 && op.len % unit == 0, "unaligned {:?} {}+{}", op.kind, op.offset, op.len);
+        assert!(
+            op.offset % unit == 0 && op.len % unit == 0,
+            "unaligned {:?} {}+{}",
+            op.kind,
+            op.offset,
+            op.len
+        );
         assert!(op.kind == OpKind::Flush || op.len > 0);
         if op.kind != OpKind::Read && op.kind != OpKind::Flush {
             for other in &self.flying {
                 let o = &other.op;
-                if o.kind != OpKind::Read && o.kind != OpKind::Flush && o.offset < end && op.offset < o.offset + o.len {
+                if o.kind != OpKind::Read
+                    && o.kind != OpKind::Flush
+                    && o.offset < end
+                    && op.offset < o.offset + o.len
+                {
                     self.overlaps += 1;
                 }
             }
@@ -157,7 +171,8 @@ impl Disk {
         let (from, len) = (usize::try_from(op.offset).unwrap(), usize::try_from(op.len).unwrap());
         match op.kind {
             OpKind::Read => {
-                let out = op.buf.as_mut().unwrap().as_mut_slice().expect("a read's buffer is unshared");
+                let out =
+                    op.buf.as_mut().unwrap().as_mut_slice().expect("a read's buffer is unshared");
                 out[..len].copy_from_slice(&self.bytes[from..from + len]);
             }
             OpKind::Write => {
@@ -275,9 +290,6 @@ impl Disk {
                     }
                 }
             }
-        }
-        if !(self.stable.is_none()) && self.unflushed.is_empty() {
-            // Process death only: what is applied stays unflushed; keep it simple and stable.
         }
     }
 }

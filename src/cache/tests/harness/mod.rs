@@ -15,10 +15,10 @@ use forebay_cache::index::Index;
 use forebay_cache::policy::PolicyKind;
 use forebay_cache::recovery::{Recovered, Recovery};
 use forebay_io::{
-    BlockError, Buf, Duration, Epoch, HeapBuf, HeapPool, Instant, Lba, Lsn, Outcome, Payload, Piece,
-    Request, RequestOp, Tag, Uuid, VolumeId,
+    BlockError, Buf, Duration, Epoch, HeapBuf, HeapPool, Instant, Lba, Lsn, Outcome, Payload,
+    Piece, Request, RequestOp, Tag, Uuid, VolumeId,
 };
-use model::{Model, SECTOR};
+use model::Model;
 use std::collections::HashMap;
 
 /// What the host has under way.
@@ -90,6 +90,13 @@ pub struct World {
     pool: HeapPool,
 }
 
+/// The seeds to run: `SEED` and `SEEDS` in the environment say which others.
+pub fn seeds(default: u64) -> std::ops::Range<u64> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
+    let from = number("SEED").unwrap_or(0);
+    from..from + number("SEEDS").unwrap_or(default)
+}
+
 pub fn uuid(n: u8) -> Uuid {
     Uuid::from_random([n; 16])
 }
@@ -135,7 +142,8 @@ pub fn recover(disk: &mut Disk) -> (forebay_cache::format::device::DeviceHeader,
 
 impl World {
     pub fn new(seed: u64, setup: Setup) -> Self {
-        let mut cache = Disk::new(info("cache", setup.cache_bytes, 512, setup.volatile), setup.volatile, seed);
+        let mut cache =
+            Disk::new(info("cache", setup.cache_bytes, 512, setup.volatile), setup.volatile, seed);
         cache.latency = (10_000, 90_000);
         format(&mut cache, setup.segment_slots);
         let (header, recovered) = recover(&mut cache);
@@ -319,8 +327,12 @@ impl World {
             let Some(action) = self.engine.poll_action() else { break };
             if self.trace {
                 match &action {
-                    Action::Cache(op) => eprintln!("{} cache {:?} {}+{}", self.now, op.kind, op.offset, op.len),
-                    Action::Backing(v, op) => eprintln!("{} backing {v} {:?} {}+{}", self.now, op.kind, op.offset, op.len),
+                    Action::Cache(op) => {
+                        eprintln!("{} cache {:?} {}+{}", self.now, op.kind, op.offset, op.len)
+                    }
+                    Action::Backing(v, op) => {
+                        eprintln!("{} backing {v} {:?} {}+{}", self.now, op.kind, op.offset, op.len)
+                    }
                 }
             }
             match action {
@@ -358,14 +370,17 @@ impl World {
     fn take_done(&mut self, tag: u64, outcome: Outcome, pieces: &[Piece<HeapBuf>]) {
         let asked = self.asked.remove(&tag).expect("a request ends once");
         self.done.insert(tag, outcome);
-        let horizon = self.asked.values().map(|a| a.start).min().unwrap_or(self.now).min(asked.start);
+        let horizon =
+            self.asked.values().map(|a| a.start).min().unwrap_or(self.now).min(asked.start);
         let model = &mut self.model[asked.volume];
         match (asked.op, outcome) {
             (RequestOp::Read, Outcome::Done) => {
                 let mut data = Vec::new();
                 for piece in pieces {
                     let start = piece.offset as usize;
-                    data.extend_from_slice(&piece.buf.as_slice()[start..start + piece.len as usize]);
+                    data.extend_from_slice(
+                        &piece.buf.as_slice()[start..start + piece.len as usize],
+                    );
                 }
                 assert_eq!(data.len() as u64, asked.len, "a read's length");
                 model.check_read(asked.offset, &data, asked.start, self.now);
@@ -380,14 +395,24 @@ impl World {
                 model.ended(asked.offset, asked.len, asked.write, self.now, horizon, asked.fua);
             }
             (RequestOp::CompareAndWrite, Outcome::Done) => {
-                assert_ne!(asked.expect, Some(false), "a compare that must fail succeeded: {asked:?}");
+                assert_ne!(
+                    asked.expect,
+                    Some(false),
+                    "a compare that must fail succeeded: {asked:?}"
+                );
                 model.ended(asked.offset, asked.len, asked.write, self.now, horizon, asked.fua);
             }
             (RequestOp::CompareAndWrite, Outcome::Failed(BlockError::CompareFailed)) => {
-                assert_ne!(asked.expect, Some(true), "a compare that must succeed failed: {asked:?}");
+                assert_ne!(
+                    asked.expect,
+                    Some(true),
+                    "a compare that must succeed failed: {asked:?}"
+                );
                 model.never(asked.offset, asked.len, asked.write);
             }
-            (RequestOp::Compare, Outcome::Done) => assert_ne!(asked.expect, Some(false), "{asked:?}"),
+            (RequestOp::Compare, Outcome::Done) => {
+                assert_ne!(asked.expect, Some(false), "{asked:?}")
+            }
             (RequestOp::Compare, Outcome::Failed(BlockError::CompareFailed)) => {
                 assert_ne!(asked.expect, Some(true), "{asked:?}");
             }
@@ -552,12 +577,14 @@ impl World {
                 let op = if n < 95 { RequestOp::Compare } else { RequestOp::CompareAndWrite };
                 // Others may write the same blocks meanwhile: what must hold is then unknown.
                 let busy = self.asked.values().any(|a| {
-                    a.volume == volume && a.op != RequestOp::Read && a.offset < offset + len && offset < a.offset + a.len
+                    a.volume == volume
+                        && a.op != RequestOp::Read
+                        && a.offset < offset + len
+                        && offset < a.offset + a.len
                 });
                 let expect = if busy || op == RequestOp::Compare { None } else { expect };
                 self.ask_with(volume, op, offset, len, false, Some((want, expect)))
             }
         };
-        let _ = SECTOR;
     }
 }

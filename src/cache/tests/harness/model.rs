@@ -43,7 +43,8 @@ pub struct Model {
 
 impl Model {
     pub fn new(size: u64) -> Self {
-        let first = Change { write: 0, zero: true, start: 0, end: Some(0), certain: true, durable: true };
+        let first =
+            Change { write: 0, zero: true, start: 0, end: Some(0), certain: true, durable: true };
         let n = usize::try_from(size.div_ceil(SECTOR)).unwrap();
         Self { sectors: vec![VecDeque::from([first]); n], acked_is_durable: true }
     }
@@ -52,9 +53,24 @@ impl Model {
         usize::try_from(offset / SECTOR).unwrap()..usize::try_from((offset + len) / SECTOR).unwrap()
     }
 
-    pub fn started(&mut self, offset: u64, len: u64, write: u64, zero: bool, certain: bool, now: u64) {
+    pub fn started(
+        &mut self,
+        offset: u64,
+        len: u64,
+        write: u64,
+        zero: bool,
+        certain: bool,
+        now: u64,
+    ) {
         for at in Self::range(offset, len) {
-            self.sectors[at].push_back(Change { write, zero, start: now, end: None, certain, durable: false });
+            self.sectors[at].push_back(Change {
+                write,
+                zero,
+                start: now,
+                end: None,
+                certain,
+                durable: false,
+            });
         }
     }
 
@@ -110,17 +126,28 @@ impl Model {
             let write = u64::from_le_bytes(sector[..8].try_into().unwrap());
             let place = at as u64;
             if !zero {
-                assert_eq!(sector, content(write, place * SECTOR, 512), "sector {place}: mixed or foreign data, write {write}");
+                assert_eq!(
+                    sector,
+                    content(write, place * SECTOR, 512),
+                    "sector {place}: mixed or foreign data, write {write}"
+                );
             }
             let history = &self.sectors[at];
-            let seen = history.iter().find(|c| if zero { c.zero } else { !c.zero && c.write == write });
+            let seen =
+                history.iter().find(|c| if zero { c.zero } else { !c.zero && c.write == write });
             let Some(seen) = seen else {
-                panic!("sector {place} at {now}: holds write {write} (zero {zero}), may hold {history:?}");
+                panic!(
+                    "sector {place} at {now}: holds write {write} (zero {zero}), may hold {history:?}"
+                );
             };
             let alive = history.iter().any(|c| {
-                (if zero { c.zero } else { !c.zero && c.write == write }) && !Self::dead(history, c, start)
+                (if zero { c.zero } else { !c.zero && c.write == write })
+                    && !Self::dead(history, c, start)
             });
-            assert!(alive, "sector {place} at {now}: holds write {write}, which is overwritten: {history:?}, seen {seen:?}");
+            assert!(
+                alive,
+                "sector {place} at {now}: holds write {write}, which is overwritten: {history:?}, seen {seen:?}"
+            );
         }
     }
 

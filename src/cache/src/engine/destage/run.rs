@@ -1,0 +1,296 @@
+//! One backing write of destage: its blocks are read from the cache device, checked, and written.
+
+use super::{Candidate, RUN_MAX, Run, TRIES_MAX, Written, ZEROES_WRITE_MAX, Zeroes};
+use crate::engine::ops::What;
+use crate::engine::slab::Handle;
+use crate::engine::types::{BLOCK, BLOCK_LEN};
+use crate::engine::{Cx, Engine};
+use crate::hazard::{Claim, Mode, Verdict};
+use forebay_io::crc::block_crc;
+use forebay_io::{Buf, BufPool, Completion, DeviceError, Instant, Op, OpKind};
+
+impl<B: Buf> Engine<B> {
+    pub(super) fn current(&self, c: &Candidate) -> bool {
+        self.vols.key(c.place, c.block).and_then(|key| self.index.get(key)).is_some_and(|entry| {
+            entry.slot == c.slot
+                && entry.flags.dirty()
+                && !Self::not_for_destage(entry.flags.spare())
+        })
+    }
+
+    pub(super) fn willing(&self, place: u16, now: Instant) -> bool {
+        self.vols.get(place).is_some_and(|vol| {
+            vol.health.hanging.is_none()
+                && (vol.health.failing.is_none() || vol.health.retry_at <= now)
+        })
+    }
+
+    /// Begins the next run of neighbouring blocks; `false` where no buffer is to be had.
+    pub(super) fn run_begin<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) -> bool {
+        let first = self.destage.next;
+        let Some(head) = self.destage.candidates.get(first).copied() else { return false };
+        if !self.current(&head) || !self.willing(head.place, cx.now) {
+            self.destage.next += 1;
+            return true;
+        }
+        let Some(vol) = self.vols.get(head.place) else { return true };
+        let most = RUN_MAX.min(u64::from(vol.backing.max_io) / BLOCK).max(1);
+        let trim = vol.committed;
+        let mut blocks = 1;
+        while blocks < most
+            && let Some(c) =
+                usize::try_from(blocks).ok().and_then(|n| self.destage.candidates.get(first + n))
+            && c.place == head.place
+            && c.block == head.block + blocks
+            && self.current(c)
+        {
+            blocks += 1;
+        }
+        let claim = Claim {
+            volume: head.place,
+            first: head.block,
+            blocks,
+            mode: Mode::Exclusive,
+            token: u64::MAX,
+        };
+        if !self.backing.is_free(&claim) {
+            self.destage.next += usize::try_from(blocks).unwrap_or(1);
+            return true;
+        }
+        let Some(buf) = self.alloc(cx, blocks * BLOCK) else { return false };
+        let Verdict::Granted(id) = self.backing.claim(claim) else { return false };
+        let Some((h, run)) = self.destage.runs.take() else { return false };
+        *run = Run {
+            place: head.place,
+            block: head.block,
+            blocks,
+            first,
+            zeroes: None,
+            buf: Some(buf),
+            reads: 0,
+            tries: 0,
+            failed: false,
+            claim: Some(id),
+            trim,
+            started: cx.now,
+        };
+        self.destage.next += usize::try_from(blocks).unwrap_or(1);
+        self.destage.active += 1;
+        self.destage.did_something = true;
+        self.run_read(cx, h);
+        true
+    }
+
+    /// Reads all blocks of a run, neighbours on the cache device together.
+    fn run_read<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
+        let Some(run) = self.destage.runs.get(h) else { return };
+        let (first, blocks) = (run.first, usize::try_from(run.blocks).unwrap_or(0));
+        let mut at = 0;
+        while at < blocks {
+            let slot = self.destage.candidates[first + at].slot;
+            let seg = self.map.segment_of(slot);
+            let mut n = 1u32;
+            while at + (n as usize) < blocks && {
+                let next = self.destage.candidates[first + at + n as usize].slot;
+                next == slot + n && self.map.segment_of(next) == seg
+            } {
+                n += 1;
+            }
+            let buf = self.alloc(cx, u64::from(n) * BLOCK);
+            let (Some(buf), Some(offset)) = (buf, self.map.slot_offset(slot)) else {
+                if let Some(run) = self.destage.runs.get_mut(h) {
+                    run.failed = true;
+                }
+                break;
+            };
+            self.segs.reader(seg, 1);
+            if let Some(run) = self.destage.runs.get_mut(h) {
+                run.reads += 1;
+            }
+            let what =
+                What::DestageRead { run: h, at: u32::try_from(at).unwrap_or(0), blocks: n, slot };
+            self.cache_op(cx.now, what, Op::read(0, offset, u64::from(n) * BLOCK, buf));
+            at += n as usize;
+        }
+        if self.destage.runs.get(h).is_some_and(|run| run.reads == 0) {
+            self.run_end(h, false);
+        }
+    }
+
+    pub(in crate::engine) fn destage_read<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        h: Handle,
+        (at, blocks, slot): (u32, u32, u32),
+        done: Completion<B>,
+    ) {
+        self.segs.reader(self.map.segment_of(slot), -1);
+        let Some(run) = self.destage.runs.get_mut(h) else { return };
+        run.reads -= 1;
+        let key = self.vols.get(run.place).map_or(0, |vol| vol.key);
+        let mut bad = None;
+        for index in 0..blocks as usize {
+            let c = self.destage.candidates[run.first + at as usize + index];
+            let data = done.buf.as_ref().filter(|_| done.result.is_ok());
+            let from = index * BLOCK_LEN;
+            let data = data.and_then(|buf| buf.as_slice().get(from..from + BLOCK_LEN));
+            let good = data.filter(|data| block_crc(key, c.block, c.lsn, data) == c.crc);
+            let to = (at as usize + index) * BLOCK_LEN;
+            let out = run.buf.as_mut().and_then(Buf::as_mut_slice);
+            match (good, out.and_then(|out| out.get_mut(to..to + BLOCK_LEN))) {
+                (Some(data), Some(out)) => out.copy_from_slice(data),
+                _ => {
+                    run.failed = true;
+                    bad = Some(c);
+                    if run.tries + 1 >= TRIES_MAX {
+                        self.stats.bad_reads += 1;
+                    }
+                }
+            }
+        }
+        let (reads, failed, tries) = (run.reads, run.failed, run.tries);
+        if let Err(error) = done.result {
+            self.cache_error(cx, error, false);
+        }
+        if let Some(c) = bad
+            && done.result.is_ok()
+            && tries + 1 >= TRIES_MAX
+            && self.current(&c)
+        {
+            self.block_lost(c.place, c.block, c.slot);
+        }
+        if reads > 0 {
+            return;
+        }
+        if !failed {
+            self.run_write(cx, h);
+        } else if tries + 1 < TRIES_MAX {
+            if let Some(run) = self.destage.runs.get_mut(h) {
+                run.tries += 1;
+                run.failed = false;
+            }
+            self.run_read(cx, h);
+        } else {
+            self.run_end(h, false);
+        }
+    }
+
+    fn run_write<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
+        let Some(run) = self.destage.runs.get_mut(h) else { return };
+        let (place, Some(buf)) = (run.place, run.buf.take()) else { return };
+        run.started = cx.now;
+        let Some(vol) = self.vols.get(place) else { return };
+        let (at, len) = vol.backing_range(run.block, run.blocks);
+        self.destage.bytes += len;
+        self.backing_op(cx.now, place, What::DestageWrite { run: h }, Op::write(0, at, len, buf));
+    }
+
+    /// Begins the next range of zeroes, if it is still as it was chosen.
+    pub(super) fn zeroes_begin<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
+        let at = self.destage.next_zeroes;
+        self.destage.next_zeroes += 1;
+        let Some(z) = self.destage.zeroes.get(at).copied() else { return };
+        let Some(vol) = self.vols.get(z.place) else { return };
+        let mut left = z.blocks;
+        for range in vol.ranges.overlapping(z.block, z.blocks) {
+            if range.lsn.0 != z.lsn {
+                return;
+            }
+            left -= range.blocks;
+        }
+        let claim = Claim {
+            volume: z.place,
+            first: z.block,
+            blocks: z.blocks,
+            mode: Mode::Exclusive,
+            token: u64::MAX,
+        };
+        if left > 0 || !self.willing(z.place, cx.now) || !self.backing.is_free(&claim) {
+            return;
+        }
+        let Some(vol) = self.vols.get(z.place) else { return };
+        let (offset, len) = vol.backing_range(z.block, z.blocks);
+        let (direct, trim) = (vol.backing.write_zeroes, vol.committed);
+        let op = if direct {
+            Op::range(0, OpKind::WriteZeroes, offset, len)
+        } else {
+            let blocks = z.blocks.min(ZEROES_WRITE_MAX);
+            if blocks < z.blocks {
+                return;
+            }
+            let Some(mut buf) = self.alloc(cx, len) else { return };
+            let Some(out) = buf.as_mut_slice() else { return };
+            out.fill(0);
+            Op::write(0, offset, len, buf)
+        };
+        let Verdict::Granted(id) = self.backing.claim(claim) else { return };
+        let Some((h, run)) = self.destage.runs.take() else { return };
+        *run = Run {
+            place: z.place,
+            block: z.block,
+            blocks: z.blocks,
+            first: 0,
+            zeroes: Some(z.lsn),
+            buf: None,
+            reads: 0,
+            tries: 0,
+            failed: false,
+            claim: Some(id),
+            trim,
+            started: cx.now,
+        };
+        self.destage.active += 1;
+        self.destage.did_something = true;
+        self.backing_op(cx.now, z.place, What::DestageZeroes { run: h }, op);
+    }
+
+    pub(in crate::engine) fn destage_write_done<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        h: Handle,
+        result: Result<(), DeviceError>,
+    ) {
+        let Some(run) = self.destage.runs.get(h) else { return };
+        let place = run.place;
+        let took = u64::try_from(cx.now.since(run.started).as_nanos()).unwrap_or(u64::MAX);
+        match result {
+            Ok(()) => {
+                self.destage.learn(took);
+                self.backing_good(cx, place);
+            }
+            Err(DeviceError::Unsupported) if run.zeroes.is_some() => {
+                if let Some(vol) = self.vols.get_mut(place) {
+                    vol.backing.write_zeroes = false;
+                }
+            }
+            Err(error) => self.backing_error(cx, place, error),
+        }
+        self.run_end(h, result.is_ok());
+    }
+
+    /// A run is over; what it wrote awaits flush and trim.
+    fn run_end(&mut self, h: Handle, good: bool) {
+        let Some(run) = self.destage.runs.get_mut(h) else { return };
+        let claim = run.claim.take();
+        run.buf = None;
+        let (place, block, blocks, first, lsn) =
+            (run.place, run.block, run.blocks, run.first, run.trim);
+        let zeroes = run.zeroes;
+        self.destage.runs.free(h);
+        self.destage.active -= 1;
+        if good {
+            if zeroes.is_some() {
+                self.destage.done_zeroes.push(Zeroes { place, block, blocks, lsn });
+            } else {
+                let end = first + usize::try_from(blocks).unwrap_or(0);
+                for at in first..end {
+                    let c = self.destage.candidates[at];
+                    self.destage.done.push(Written { place, block: c.block, slot: c.slot, lsn });
+                }
+            }
+        }
+        if let Some(id) = claim {
+            self.release_backing(id);
+        }
+    }
+}
