@@ -178,7 +178,8 @@ impl<B: Buf> Target<B> {
             Kind::Dsm => {
                 let dsm = DatasetManagement::decode(sqe);
                 checked.deallocate = dsm.deallocate;
-                checked.start.bytes = u32::from(dsm.ranges) * RANGE_BYTES;
+                checked.start.blocks = dsm.ranges.into();
+                checked.start.bytes = ranges_len(sqe, dsm.ranges)?;
                 return described(sqe).map(|()| checked);
             }
             _ => {}
@@ -247,6 +248,8 @@ impl<B: Buf> Target<B> {
     ) {
         let nsid = conn.slot(at).nsid;
         let blocks = self.namespace_of(conn.home, nsid).map_or(0, |n| n.config.blocks);
+        let used = widen(conn.slot(at).blocks * RANGE_BYTES);
+        let data = data.get(..used).unwrap_or(data);
         let inside = |range: &dsm::Range| {
             range.slba.checked_add(range.blocks.into()).is_some_and(|end| end <= blocks)
         };
@@ -280,6 +283,8 @@ impl<B: Buf> Target<B> {
 
 /// Bytes of one range.
 const RANGE_BYTES: u32 = 16;
+/// Ranges of one command at most.
+const RANGES_MAX: u32 = 256;
 
 /// Data must be described by an SGL: fabrics know no PRPs.
 #[inline]
@@ -308,4 +313,19 @@ pub(super) fn submit<B: Buf, I: IoSink<B>>(
     let request =
         Request { tag, volume, op, lba: Lba(slot.slba), blocks: slot.blocks, fua: slot.fua };
     io.submit(request, payload);
+}
+
+/// The length of the data of a Dataset Management command. Linux sends room for all 256 ranges
+/// whatever NR says (NVM Command Set 1.0 §3.2.3: only NR + 1 of them count).
+fn ranges_len(sqe: &Sqe, ranges: u16) -> Result<u32, Status> {
+    let needed = u32::from(ranges) * RANGE_BYTES;
+    let len = match sqe.sgl() {
+        Sgl::InCapsule { len, .. } | Sgl::Transport { len } => len,
+        _ => needed,
+    };
+    if (needed..=RANGES_MAX * RANGE_BYTES).contains(&len) {
+        Ok(len)
+    } else {
+        Err(Status::DATA_SGL_LENGTH_INVALID.dnr())
+    }
 }

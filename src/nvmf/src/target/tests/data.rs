@@ -133,6 +133,16 @@ fn dataset_management_is_split_into_ranges() {
     assert_eq!(reply.cqe.status, Status::DATA_SGL_LENGTH_INVALID.dnr());
     let empty = dsm::Range::default().encode();
     assert!(queue.write(&mut rig, sqe(dsm(1, true)), &empty).cqe.status.is_success());
+    // As Linux sends it: room for all ranges, of which only the first counts.
+    let mut page = vec![0xff; 4096];
+    page[..16].copy_from_slice(&dsm::Range { attributes: 0, blocks: 2, slba: 4 }.encode());
+    let before = rig.volumes.seen;
+    let reply = queue.write(&mut rig, sqe(dsm(1, true)), &page);
+    assert!(reply.cqe.status.is_success());
+    assert_eq!(rig.volumes.seen, before + 1, "one range, one request");
+    page.resize(4112, 0);
+    let reply = queue.write(&mut rig, sqe(dsm(1, true)), &page);
+    assert_eq!(reply.cqe.status, Status::DATA_SGL_LENGTH_INVALID.dnr());
     assert_eq!(rig.target.outstanding(), 0);
 }
 
