@@ -238,6 +238,10 @@ impl<B: Buf> Engine<B> {
             }
             if let Some(req) = self.reqs.get_mut(h) {
                 req.records = records;
+                if req.fua && self.volatile {
+                    self.flush_wait(cx.now, h);
+                    return;
+                }
             }
         }
         self.finish(h, Outcome::Done);

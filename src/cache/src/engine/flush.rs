@@ -128,8 +128,10 @@ impl<B: Buf> Engine<B> {
         req.stage = Stage::Flush;
         let place = req.volume;
         let Some(vol) = self.vols.get_mut(place) else { return };
-        if vol.unflushed && vol.backing.volatile_write_cache {
+        // What an earlier flush covers is durable only when that one ends.
+        if (vol.unflushed || vol.flushing > 0) && vol.backing.volatile_write_cache {
             vol.unflushed = false;
+            vol.flushing += 1;
             self.backing_op(cx.now, place, What::HostFlush { req: h }, Op::flush(0));
         } else {
             self.finish(h, Outcome::Done);
@@ -143,6 +145,9 @@ impl<B: Buf> Engine<B> {
         result: Result<(), DeviceError>,
     ) {
         let Some(place) = self.reqs.get(h).map(|req| req.volume) else { return };
+        if let Some(vol) = self.vols.get_mut(place) {
+            vol.flushing -= 1;
+        }
         match result {
             Ok(()) => self.finish(h, Outcome::Done),
             Err(error) => {

@@ -279,6 +279,7 @@ impl<B: Buf> Engine<B> {
             requests: 0,
             journaling: 0,
             unflushed: true,
+            flushing: 0,
         }
     }
 

@@ -91,6 +91,8 @@ pub(super) struct Volume {
     pub(super) journaling: u64,
     /// Writes to the backing device since its last flush began, beside destage.
     pub(super) unflushed: bool,
+    /// Flushes of the backing device for hosts under way.
+    pub(super) flushing: u64,
 }
 
 impl Volume {
