@@ -6,6 +6,7 @@ use forebay_control::jobs::{JobState, JobView};
 use forebay_control::rpc::Client;
 use forebay_control::stat::{NodeStat, NodeState, VolumeStat};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -198,22 +199,25 @@ impl Daemon {
         assert_eq!(status.code(), Some(0), "{status}\n{text}");
     }
 
-    /// Clock ticks of processor time it has used, of 1/100 s (user and system, all threads), and
-    /// the same in nanoseconds from the scheduler.
-    pub fn processor_time(&self) -> (u64, u64) {
-        let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
-        let stat = std::fs::read_to_string(proc.join("stat")).unwrap();
+    /// Processor time that it has used (user and system, all threads) in clock ticks of 1/100 s.
+    pub fn ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         // Fields 14 and 15; the name in field 2 may hold anything up to the last parenthesis.
         let (_, rest) = stat.rsplit_once(')').unwrap();
         let field =
             |at: usize| -> u64 { rest.split_whitespace().nth(at).unwrap().parse().unwrap() };
-        let mut nanos = 0;
-        for task in std::fs::read_dir(proc.join("task")).unwrap().flatten() {
-            let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-            let first = text.split_whitespace().next();
-            nanos += first.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
-        }
-        (field(11) + field(12), nanos)
+        field(11) + field(12)
+    }
+
+    /// Nanoseconds that the scheduler gave to each thread there is now.
+    pub fn thread_nanos(&self) -> BTreeMap<String, u64> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let nanos = tasks.flatten().filter_map(|task| {
+            let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+            let nanos = text.split_whitespace().next()?.parse().ok()?;
+            Some((task.file_name().to_string_lossy().into_owned(), nanos))
+        });
+        nanos.collect()
     }
 }
 
@@ -221,9 +225,12 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let log = self.log();
-            let tail: Vec<&str> = log.lines().rev().take(60).collect();
+            let tail: Vec<&str> = log.lines().rev().take(40).collect();
             eprintln!("the daemon's last lines:");
             tail.iter().rev().for_each(|line| eprintln!("  {line}"));
+            if let Some(stat) = self.try_stat() {
+                eprintln!("and its statistics:\n  {:?}\n  {:?}", stat.caches, stat.volumes);
+            }
         }
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -46,7 +46,8 @@ impl Default for HostOptions {
             queues: 2,
             depth: 64,
             digests: true,
-            io_timeout: Duration::from_secs(90),
+            // Above the time after which the node calls a device hanging.
+            io_timeout: Duration::from_secs(45),
         }
     }
 }
