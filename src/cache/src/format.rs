@@ -26,8 +26,8 @@
 //!    carries the volume's last *committed* LSN from when its backing read began. Zeroes and
 //!    discards are moved within the *journal* stream, without the blocks that have a newer
 //!    version (in flight ones included); blocks of data to the reinsert stream.
-//! 3. **Order in a stream.** A batch counts (commits, inserts) only after all earlier batches of its
-//!    stream are durable. `durable_below` of a header names the oldest batch of the stream that
+//! 3. **Order in a stream.** A batch counts (commits, inserts) only after it and all earlier batches
+//!    of its stream have completed. `durable_below` of a header names the oldest batch of the stream that
 //!    was not durable yet.
 //! 4. **Commit marks.** The first journal batch of every segment begins with a
 //!    [`record::Kind::Commit`] for each volume: all LSNs up to its LSN are durable and committed.
@@ -45,7 +45,8 @@
 //!    back: older versions were freed before it, or left out of a footer sealed after it. There
 //!    are no tombstones and no bitmaps.
 //! 7. **Trim.** A trim carries the last committed LSN of the moment at which its blocks were chosen for
-//!    destage, and is placed after the backing Flush.
+//!    destage, and is placed after the backing Flush. What is destaged was durable before, so that
+//!    no version on the backing store is newer than the log after a power loss.
 //! 8. **No silent forgetting.** An entry leaves the index only for a newer durable version, a
 //!    durable kill, a higher cache generation, or rule 6.
 //! 9. **Superblock.** An update is written twice, to one copy and, once that is durable, to the

@@ -1,5 +1,6 @@
 //! The image of format version 1 that is kept in the tests: it must be made byte for byte as it
-//! was, and must recover as it did. When it fails, the format has changed: raise the version.
+//! was, and must recover as it did. When it fails, the format has changed: raise the version, and
+//! have the image of the new one written to the path in `FOREBAY_WRITE_GOLDEN` (at compile time).
 
 use super::rig::{Disk, Writer, found, recover};
 use crate::format::footer::Keep;

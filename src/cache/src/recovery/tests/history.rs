@@ -383,6 +383,9 @@ impl Model {
     }
 }
 
+/// Records with the shard's slot of each.
+type Placed = Vec<(Item, Option<u32>)>;
+
 /// A journal batch that is on its way when the crash comes.
 #[derive(Clone, Debug)]
 struct Flying {
@@ -408,7 +411,7 @@ fn flying() -> impl Strategy<Value = Flying> {
 
 impl Model {
     /// Places a batch of changes and writes what arrives of it. Says whether all did.
-    fn fly(&mut self, flying: &Flying, lsn: &mut u64) -> Option<(bool, Vec<(Item, Option<u32>)>)> {
+    fn fly(&mut self, flying: &Flying, lsn: &mut u64) -> Option<(bool, Placed)> {
         let need: usize =
             1 + flying.records.iter().map(|(.., blocks)| *blocks as usize).sum::<usize>();
         let full = usize::from(self.writer.used(Journal)) + need
@@ -441,7 +444,7 @@ impl Model {
     }
 
     /// The changes of a batch count after all.
-    fn commit(&mut self, records: Vec<(Item, Option<u32>)>) {
+    fn commit(&mut self, records: Placed) {
         for ((record, _), slot) in records {
             if !record.kind.takes_lsn() {
                 continue;
