@@ -15,6 +15,7 @@
 
 mod backing;
 mod destage;
+mod extent;
 mod failure;
 mod fill;
 mod flush;
@@ -54,7 +55,7 @@ use destage::Destage;
 use fill::Fills;
 use flush::Flushes;
 use forebay_io::{
-    BlockError, Buf, BufPool, Completion, DeviceError, Instant, Lsn, Outcome, Payload, Piece,
+    BlockError, Buf, BufPool, Completion, DeviceError, Duration, Instant, Lsn, Outcome, Payload, Piece,
     Request, RequestOp, Uuid,
 };
 use ops::{Under, What};
@@ -71,6 +72,9 @@ use volume::Volumes;
 const CLAIMS_MAX: u16 = 4096;
 /// Closed batches of one log at most; more data waits in its requests.
 const QUEUE_MAX: usize = 8;
+
+/// How often the age of the oldest dirty data is looked up.
+const OLDEST_EVERY: Duration = Duration::from_millis(5);
 
 /// What each call carries with it.
 struct Cx<'a, P> {
@@ -134,6 +138,7 @@ pub struct Engine<B: Buf> {
     pieces: VecDeque<Piece<B>>,
     attaching: Vec<(u16, u64)>,
     detached: Vec<(u16, u64)>,
+    extent: extent::Growth,
     found: Vec<RecoveredVolume>,
     found_ranges: Vec<RecoveredRange>,
     next_index: u16,
@@ -145,6 +150,10 @@ pub struct Engine<B: Buf> {
     footer_tries: u8,
     watch_at: Instant,
     last_poll: Instant,
+    /// When the oldest dirty data was written, and when that was last looked up: going through the
+    /// segments is not for every poll.
+    oldest: Option<Instant>,
+    oldest_at: Instant,
     late: Vec<(Handle, Under)>,
     stopping: bool,
     stopped: bool,
@@ -220,6 +229,7 @@ impl<B: Buf> Engine<B> {
             pieces: VecDeque::new(),
             attaching: Vec::new(),
             detached: Vec::new(),
+            extent: extent::Growth::Fixed,
             found: volumes,
             found_ranges: ranges,
             next_index: 0,
@@ -231,6 +241,8 @@ impl<B: Buf> Engine<B> {
             footer_tries: 0,
             watch_at: Instant(0),
             last_poll: Instant(0),
+            oldest: None,
+            oldest_at: Instant(0),
             late: Vec::new(),
             stopping: false,
             stopped: false,
@@ -561,6 +573,10 @@ impl<B: Buf> Engine<B> {
             return;
         }
         self.last_poll = now;
+        if now.since(self.oldest_at) >= OLDEST_EVERY || (self.dirty > 0) != self.oldest.is_some() {
+            self.oldest_at = now;
+            self.oldest = if self.dirty > 0 { self.segs.oldest_dirty() } else { None };
+        }
         if !self.stalled.is_empty() {
             self.stalled_go(&mut cx);
             self.settle(&mut cx);
@@ -603,7 +619,7 @@ impl<B: Buf> Engine<B> {
                 at = at.min(req.release.max(self.last_poll + throttle::RETRY));
             }
         }
-        if let Some(oldest) = self.segs.oldest_dirty() {
+        if let Some(oldest) = self.oldest {
             at = at.min((oldest + self.limits.dirty_age).max(self.last_poll + throttle::RETRY));
         }
         at

@@ -26,6 +26,14 @@ impl Folds {
         Self(folds)
     }
 
+    /// Makes room for slots up to `slots` − 1: the shard got an extent.
+    pub fn grow(&mut self, slots: u64) {
+        let slots = usize::try_from(slots).unwrap_or(usize::MAX);
+        if self.0.len() < slots {
+            self.0.resize(slots, 0);
+        }
+    }
+
     /// Notes the CRC of what a slot holds. Slots beyond the last are ignored.
     pub fn set(&mut self, slot: u32, crc: u32) {
         if let Some(fold) = self.0.get_mut(slot as usize) {

@@ -661,3 +661,50 @@ fn dirty_data_is_never_older_than_its_bound_by_much() {
         assert!(age < Duration::from_millis(50 + 50), "{age:?}");
     }
 }
+
+#[test]
+fn a_shard_asks_for_extents_before_it_evicts_and_keeps_them_over_a_crash() {
+    use forebay_cache::engine::{Engine, EngineConfig};
+    use forebay_cache::format::geometry::Extent;
+    let mut w = world(1, CacheMode::WriteBack);
+    // The harness made one shard that owns all; format again with two that own nothing.
+    let mut options = forebay_cache::format::plan::FormatOptions::new(harness::uuid(200));
+    (options.shards, options.segment_slots) = (Some(2), Some(64));
+    let plan = forebay_cache::format::plan::plan(&w.cache.info, &options).unwrap();
+    let extent_segments = plan.header.extent_segments;
+    for step in plan.steps {
+        if let forebay_cache::format::plan::Step::Write { offset, bytes } = step {
+            w.cache.put(offset, &bytes);
+        }
+    }
+    let (header, recovered) = harness::recover_into(&mut w.cache, 4096);
+    assert_eq!(recovered.map.segments(), 0);
+    let config = EngineConfig {
+        limits: Limits::default(),
+        tier_pages: 0,
+        policy: forebay_cache::policy::PolicyKind::S3Fifo,
+        ghost_blocks: 0,
+        volatile_write_cache: false,
+    };
+    w.engine = Engine::new(&config, header, recovered);
+    w.engine.allow_extents();
+    w.attach_all();
+    let tag = w.ask(0, RequestOp::Write, 0, 4 * K);
+    w.wait_for(|e| *e == Event::WantsExtent);
+    let count = extent_segments.min(12);
+    let too_large = Extent { first: 0, count: 100 };
+    assert!(matches!(w.engine.extent_granted(too_large), Err(ControlError::IndexTooSmall { .. })));
+    w.engine.extent_granted(Extent { first: 0, count }).unwrap();
+    assert_eq!(w.wait_done(tag), Outcome::Done);
+    w.engine.extent_denied();
+    for _ in 0..200 {
+        let block = w.rng.below(512);
+        w.write(0, block * K, K);
+    }
+    w.cache.crash(false);
+    let (header, recovered) = harness::recover_into(&mut w.cache, 4096);
+    assert_eq!(recovered.map.segments(), count);
+    w.engine = Engine::new(&config, header, recovered);
+    w.attach_all();
+    w.check_all(0);
+}

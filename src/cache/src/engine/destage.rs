@@ -261,7 +261,7 @@ impl<B: Buf> Engine<B> {
         d.urgent
             || self.vols.iter().any(|(_, vol)| vol.wants_clean())
             || self.dirty_level() >= u64::from(self.limits.destage_from) * 10
-            || self.segs.oldest_dirty().is_some_and(|at| now.since(at) >= self.limits.dirty_age)
+            || self.oldest.is_some_and(|at| now.since(at) >= self.limits.dirty_age)
             || (ranges && self.ranges_due(now))
     }
 

@@ -73,6 +73,13 @@ pub enum ControlError {
     },
     /// A value is out of its bounds; what is accepted follows.
     Invalid(&'static str),
+    /// The index was made for fewer slots than the shard would have with this extent.
+    IndexTooSmall {
+        /// Slots that the shard would have.
+        slots: u64,
+        /// Slots that the index takes.
+        capacity: u64,
+    },
     /// The volume has requests or dirty data; stop the host or drain it first.
     Busy(&'static str),
     /// The cache device failed.
@@ -99,6 +106,12 @@ impl fmt::Display for ControlError {
             ),
             Self::OtherBlockSize { recorded, found } => {
                 write!(f, "the volume has logical blocks of {recorded} bytes, not {found}")
+            }
+            Self::IndexTooSmall { slots, capacity } => {
+                write!(
+                    f,
+                    "the shard's index takes {capacity} blocks; with this extent there would be {slots}"
+                )
             }
             Self::Invalid(what) => f.write_str(what),
             Self::Busy(what) => f.write_str(what),
@@ -386,6 +399,7 @@ impl<B: Buf> Engine<B> {
             self.switch_step(place);
             self.detach_step(place);
         }
+        self.extent_step();
         self.stop_step(cx);
         self.super_pump(cx);
     }

@@ -133,6 +133,9 @@ impl<B: Buf> Engine<B> {
             self.reclaim.wanted = false;
             return;
         }
+        if self.grows() {
+            return;
+        }
         let Some(seg) = self.segs.oldest() else { return };
         let Some(s) = self.segs.get(seg) else { return };
         if s.state != State::Sealed {

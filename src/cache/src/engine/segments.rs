@@ -199,7 +199,9 @@ impl Segments {
 
     /// The free mark of the oldest is durable and its entries left the index.
     pub(super) fn freed(&mut self, seg: u32) {
-        self.sealed.retain(|sealed| *sealed != seg);
+        if self.sealed.front() == Some(&seg) {
+            self.sealed.pop_front();
+        }
         if let Some(s) = self.list.get_mut(seg as usize) {
             s.state = State::Freed;
         }

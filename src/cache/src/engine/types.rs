@@ -110,6 +110,9 @@ pub enum Event {
         /// Cache blocks.
         blocks: u64,
     },
+    /// The shard's free segments run short and it may have more: give it an extent by
+    /// `extent_granted`, or say `extent_denied`. Asked once until one of the two.
+    WantsExtent,
     /// A clean stop is complete; nothing more is submitted.
     Stopped,
 }

@@ -9,6 +9,7 @@ use disk::{Disk, Rng, info};
 use forebay_cache::engine::{
     Action, CacheMode, Engine, EngineConfig, Event, Limits, OnFailure, Source, VolumeSpec,
 };
+use forebay_cache::format::device::DeviceHeader;
 use forebay_cache::format::open::Opener;
 use forebay_cache::format::plan::{FormatOptions, Step, plan};
 use forebay_cache::index::Index;
@@ -114,7 +115,12 @@ pub fn format(disk: &mut Disk, segment_slots: u32) {
 }
 
 /// Opens and recovers the device, without delays or faults.
-pub fn recover(disk: &mut Disk) -> (forebay_cache::format::device::DeviceHeader, Recovered) {
+pub fn recover(disk: &mut Disk) -> (DeviceHeader, Recovered) {
+    recover_into(disk, 0)
+}
+
+/// The same with an index that takes at least `slots` slots.
+pub fn recover_into(disk: &mut Disk, slots: u64) -> (DeviceHeader, Recovered) {
     let mut pool = HeapPool;
     let mut opener = Opener::new(disk.info.size, Some(uuid(200)));
     let opened = loop {
@@ -126,8 +132,8 @@ pub fn recover(disk: &mut Disk) -> (forebay_cache::format::device::DeviceHeader,
         }
     };
     let map = opened.map(0).unwrap();
-    let max = u32::try_from(map.slots() - 1).unwrap();
-    let index = Index::new(map.slots(), max, 7).unwrap();
+    let slots = slots.max(map.slots());
+    let index = Index::new(slots, u32::try_from(slots - 1).unwrap(), 7).unwrap();
     let mut recovery = Recovery::new(&opened, 0, index, false).unwrap();
     loop {
         while let Some(op) = recovery.poll_action(&mut pool) {

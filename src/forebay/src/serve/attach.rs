@@ -127,7 +127,7 @@ pub(crate) fn engine_error(error: forebay_cache::engine::ControlError) -> Contro
         Engine::Busy(_) | Engine::Stopping => ErrorKind::Busy,
         Engine::Invalid(_) | Engine::OtherBlockSize { .. } => ErrorKind::Invalid,
         Engine::OtherBacking { .. } | Engine::OtherSize { .. } => ErrorKind::Unsafe,
-        Engine::TooMany | Engine::CacheFailed => ErrorKind::Failed,
+        Engine::TooMany | Engine::IndexTooSmall { .. } | Engine::CacheFailed => ErrorKind::Failed,
     };
     ControlError::new(kind, error.to_string())
 }

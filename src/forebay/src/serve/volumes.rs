@@ -97,7 +97,7 @@ impl LocalVolumes {
                 }
             }),
             // The shard keeps these to itself, and the service counts the last.
-            Event::Persisted { .. } | Event::Done { .. } | Event::Stopped => {}
+            Event::Persisted { .. } | Event::Done { .. } | Event::Stopped | Event::WantsExtent => {}
         }
     }
 
