@@ -60,21 +60,33 @@ pub(crate) fn run(config: ServeConfig) -> Result<()> {
     let config = prepared.effective();
     let store = FileStore::open(&config.node.state_dir, &config.node.name).map_err(store_error)?;
     let (listeners, listening) = listen(&config)?;
-    let started = start::start(&config, listeners)?;
+    let started = start::start(&config)?;
     let caches = caches(&config, &started.found);
     let sampler = stat::Sampler::new(&started.handles);
     let registry = Registry::new(store);
     let reactors = started.reactors.clone();
     let node = Arc::new(Node::new(config, reactors, caches, listening, registry, sampler));
-    let outcome = serve(&node, prepared, jobs);
+    let outcome = serve(&node, prepared, jobs, listeners);
     stop(&node, started.handles);
     outcome
 }
 
-fn serve(node: &Arc<Node>, prepared: Prepared, jobs: forebay_control::JobTable) -> Result<()> {
+fn serve(
+    node: &Arc<Node>,
+    prepared: Prepared,
+    jobs: forebay_control::JobTable,
+    listeners: Vec<TcpListener>,
+) -> Result<()> {
     for volume in &node.config.volumes {
         node.start_volume(volume)?;
     }
+    // Hosts wait in the listeners' queues until there is something to connect to. All listeners are
+    // the first reactor's; connections move to their subsystem's.
+    node.reactors
+        .call(0, move |service, _| {
+            listeners.into_iter().try_for_each(|listener| service.net.listen(listener))
+        })?
+        .map_err(|error| ControlError::failed(format!("cannot listen: {error}")))?;
     let controller = Controller::new(prepared, jobs, Arc::new(Handle(Arc::clone(node))))?;
     for (work, error) in controller.resume() {
         tracing::error!(?work, %error, "cannot go on with what was under way");

@@ -25,7 +25,6 @@ use forebay_reactor::{
     MailSender, Mailbox, PollMode, Pool, PoolBuf, PoolConfig, ReactorConfig, ReactorHandle,
     RegionTable, Setup, SpawnError, mailbox, spawn,
 };
-use std::net::TcpListener;
 use std::sync::{Arc, mpsc};
 
 /// Messages of a reactor's mailbox.
@@ -70,7 +69,7 @@ pub(crate) struct Started {
 }
 
 /// Starts the reactors; each recovers its cache devices before this returns.
-pub(crate) fn start(config: &ServeConfig, listeners: Vec<TcpListener>) -> Result<Started> {
+pub(crate) fn start(config: &ServeConfig) -> Result<Started> {
     let cores = cores(config);
     let count = u32::try_from(cores.len()).unwrap_or(1);
     let mut senders: Vec<MailSender<Message>> = Vec::new();
@@ -84,7 +83,6 @@ pub(crate) fn start(config: &ServeConfig, listeners: Vec<TcpListener>) -> Result
     let table = Arc::new(RegionTable::new());
     let (found_to, found_from) = mpsc::channel();
     let mut handles = Vec::new();
-    let mut listeners = Some(listeners);
     for ((reactor, core), mailbox) in (0u32..).zip(cores).zip(boxes) {
         let making = Making {
             config: config.clone(),
@@ -92,8 +90,6 @@ pub(crate) fn start(config: &ServeConfig, listeners: Vec<TcpListener>) -> Result
             reactors: count,
             senders: senders.clone(),
             table: Arc::clone(&table),
-            // All listeners are the first reactor's; connections move to their subsystem's.
-            listeners: listeners.take().unwrap_or_default(),
             found: found_to.clone(),
         };
         let settings = ReactorConfig {
@@ -125,7 +121,6 @@ struct Making {
     reactors: u32,
     senders: Vec<MailSender<Message>>,
     table: Arc<RegionTable>,
-    listeners: Vec<TcpListener>,
     found: mpsc::Sender<(u32, Found)>,
 }
 
@@ -135,7 +130,7 @@ impl Making {
         let drivers =
             DriverContext::new(setup.time.clone(), setup.wait.clone(), Arc::clone(&self.table));
         let io = |error: std::io::Error| ControlError::failed(format!("sockets: {error}"));
-        let mut net = Net::new(&setup.wait).map_err(io)?;
+        let net = Net::new(&setup.wait).map_err(io)?;
         let target = Target::new(self.target_config(), setup.time.now());
         let shard = Shard::new(self.reactor, target, pool.clone(), setup.time.now());
         let mut shard = NodeShard(shard);
@@ -153,9 +148,6 @@ impl Making {
             devices.bind_engine(unit);
             // The starter counts what arrives; it cannot be gone while it waits for this thread.
             let _ = self.found.send((self.reactor, found));
-        }
-        for listener in self.listeners {
-            net.listen(listener).map_err(io)?;
         }
         Ok(NodeService::new(Parts {
             reactor: self.reactor,

@@ -205,7 +205,8 @@ fn id_namespace(namespace: &Namespace) -> IdNamespace {
         nmic: 1,
         // Deallocated blocks read zeroes or what they held; Write Zeroes takes DEAC (bit 3).
         dlfeat: 1 << 3,
-        noiob: if stated { preferred } else { 0 },
+        // NOIOB stays 0: Linux would split every command at such a boundary.
+        noiob: 0,
         nvmcap: u128::from(config.blocks) << config.block_size.shift(),
         npwg: unit,
         npwa: unit,
