@@ -22,7 +22,8 @@ use forebay_wire::tcp::{
     header_digest, put_capsule_cmd, put_h2c_data,
 };
 use forebay_wire::{Cqe, Nqn, Sqe, dsm, feature, identify::cns, property};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::mem::{Discriminant, discriminant};
 
 const SEED: u64 = 0x5eed_f04e_ba11;
 /// Malformed PDUs to send.
@@ -101,6 +102,8 @@ struct Job {
 struct Volumes {
     pending: VecDeque<Job>,
     submitted: usize,
+    /// Kinds of requests on the bad host's volumes.
+    kinds: HashSet<Discriminant<RequestOp>>,
     media: Vec<Vec<u8>>,
 }
 
@@ -126,6 +129,9 @@ impl IoSink<HeapBuf> for Volumes {
         };
         assert_eq!((data.len(), second.len()), (one, two), "{request:?}");
         self.submitted += 1;
+        if request.volume.0 != 0 {
+            self.kinds.insert(discriminant(&request.op));
+        }
         self.pending.push_back(Job { request, data, second });
     }
 }
@@ -183,6 +189,9 @@ struct World {
     /// PDUs sent as good hosts never would.
     malformed: u64,
     handshake_failures: u64,
+    /// Fatal error statuses, and status fields of responses.
+    fatals: BTreeSet<u16>,
+    statuses: BTreeSet<u16>,
     /// PDUs and completions whose output has not been taken yet.
     causes: usize,
     /// PDUs of earlier sessions.
@@ -225,13 +234,20 @@ impl World {
         let media = (0..3).map(|at| vec![0; blocks * block_size(VolumeId(at))]).collect();
         Self {
             target,
-            volumes: Volumes { pending: VecDeque::new(), submitted: 0, media },
+            volumes: Volumes {
+                pending: VecDeque::new(),
+                submitted: 0,
+                kinds: HashSet::new(),
+                media,
+            },
             pool: Pool { empty: false },
             now,
             rng: Rng(seed),
             told: Vec::new(),
             malformed: 0,
             handshake_failures: 0,
+            fatals: BTreeSet::new(),
+            statuses: BTreeSet::new(),
             causes: 0,
             heard: VecDeque::new(),
         }
@@ -259,8 +275,12 @@ impl World {
         while let Some(event) = self.target.poll_event() {
             events += 1;
             assert!(events < 64, "bounded events");
-            if let Event::Close(conn) = event {
-                self.told.push(conn);
+            match event {
+                Event::Close(conn) => self.told.push(conn),
+                Event::Protocol { fatal, .. } => {
+                    self.fatals.insert(fatal.fes.encode());
+                }
+                _ => {}
             }
         }
     }
@@ -360,7 +380,9 @@ impl Link {
             assert!(!frame.ddgst || pdu.ends_with(&data_digest(data)), "data digest");
             match frame.kind {
                 PduKind::CapsuleResp => {
-                    self.last = Some(Cqe::decode(pdu[8..24].try_into().unwrap()))
+                    let cqe = Cqe::decode(pdu[8..24].try_into().unwrap());
+                    world.statuses.insert(cqe.status.to_field());
+                    self.last = Some(cqe);
                 }
                 PduKind::C2hData => {
                     self.data = data.to_vec();
@@ -481,43 +503,21 @@ fn open(world: &mut World, opening: &Opening, spoil: bool) -> Option<Link> {
     (welcome && !world.closed(conn)).then_some(link)
 }
 
-/// Offset and length of fields in PDU headers, by the kind of PDU.
-fn fields(kind: u8) -> &'static [(usize, usize)] {
+/// Where fields of PDU headers begin, by the kind of PDU.
+fn fields(kind: u8) -> &'static [usize] {
     match kind {
-        0 => &[(8, 2), (10, 1), (11, 1), (12, 4)],
+        0 => &[8, 10, 11, 12],
+        // The command; then Connect data or ranges, where there are some.
         4 => &[
-            (8, 1),
-            (9, 1),
-            (10, 2),
-            (12, 4),
-            (32, 8),
-            (40, 4),
-            (47, 1),
-            (48, 1),
-            (49, 1),
-            (50, 2),
-            (48, 4),
-            (52, 4),
-            (48, 8),
-            (56, 2),
-            (56, 4),
-            (60, 4),
-            (64, 4),
-            (68, 4),
-            // Connect data and ranges, where there are some.
-            (72, 4),
-            (76, 4),
-            (80, 8),
-            (88, 2),
-            (328, 8),
-            (584, 8),
+            8, 9, 10, 12, 32, 40, 47, 48, 49, 50, 52, 54, 56, 60, 64, 68, 72, 76, 80, 88, 328, 584,
         ],
-        _ => &[(8, 2), (10, 2), (12, 4), (16, 4)],
+        _ => &[8, 10, 12, 16],
     }
 }
 
 impl World {
-    fn overwrite(&mut self, pdu: &mut [u8], (at, len): (usize, usize)) {
+    fn overwrite(&mut self, pdu: &mut [u8], at: usize) {
+        let len = self.rng.pick(&[1, 2, 4, 8]);
         let Some(place) = pdu.get_mut(at..at + len) else { return };
         let mut raw = [0; 8];
         raw[..len].copy_from_slice(place);
@@ -532,27 +532,27 @@ impl World {
         let hlen = PduKind::from_byte(pdu[0]).map_or(8, PduKind::hlen).min(pdu.len());
         while *pdu == original {
             let right = self.rng.one_in(2);
-            match self.rng.below(12) {
+            match self.rng.below(16) {
                 0 | 1 => {
                     for _ in 0..=self.rng.below(3) {
                         let at = self.rng.below(hlen);
                         pdu[at] ^= 1 << self.rng.below(8);
                     }
                 }
-                2..=6 => {
+                2..=10 => {
                     let field = self.rng.pick(fields(original[0]));
                     self.overwrite(pdu, field);
                 }
-                7 => {
-                    let field = self.rng.pick(&[(0, 1), (1, 1), (2, 1), (3, 1), (4, 4)]);
+                11 => {
+                    let field = self.rng.pick(&[0, 1, 2, 3, 4]);
                     self.overwrite(pdu, field);
                 }
-                8 => pdu.truncate(1 + self.rng.below(original.len() - 1)),
-                9 => {
+                12 => pdu.truncate(1 + self.rng.below(original.len() - 1)),
+                13 => {
                     let from = if self.rng.one_in(4) { 0 } else { 8 };
                     pdu[from..hlen].fill_with(|| self.rng.byte());
                 }
-                10 => {
+                14 => {
                     let more = self.rng.pick(&[1, 4, 100, 1 << 14, 1 << 18, 1 << 31]);
                     let plen = u32::try_from(pdu.len()).unwrap().wrapping_add(more);
                     pdu[4..8].copy_from_slice(&plen.to_le_bytes());
@@ -936,6 +936,11 @@ fn malformed_pdus() {
         world.malformed
     );
     assert!(growth < GROWTH_MAX, "memory grew by {growth} KiB");
+    // How deep it went: each kind of protocol error and of request, many kinds of refusals.
+    assert_eq!(world.fatals.iter().copied().collect::<Vec<_>>(), [1, 2, 3, 4]);
+    assert_eq!(world.volumes.kinds.len(), 7);
+    assert!(world.statuses.len() >= 20, "{:x?}", world.statuses);
     assert!(errors > MALFORMED / 20, "hardly anything was noticed");
     assert!(world.target.stats().data_digest_errors > 0);
+    assert!(world.target.stats().stale_completions > 0);
 }
