@@ -12,6 +12,7 @@ mod attach;
 mod calls;
 mod devices;
 pub(crate) mod drive;
+mod failed;
 mod fault_plan;
 mod faults;
 mod limits;
@@ -48,6 +49,9 @@ use std::time::{Duration, Instant};
 /// How often live numbers are shown.
 const LIVE_EVERY: Duration = Duration::from_secs(1);
 
+/// How often the node is looked after.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
 /// Runs a node until SIGINT or SIGTERM.
 ///
 /// # Errors
@@ -62,6 +66,9 @@ pub(crate) fn run(config: ServeConfig) -> Result<()> {
     let (listeners, listening) = listen(&config)?;
     let started = start::start(&config)?;
     let caches = caches(&config, &started.found);
+    for cache in &caches {
+        failed::check(&config.node.state_dir, cache.uuid, &cache.uri)?;
+    }
     let sampler = stat::Sampler::new(&started.handles);
     let registry = Registry::new(store);
     let reactors = started.reactors.clone();
@@ -114,10 +121,13 @@ fn watch(node: &Arc<Node>) {
     let handle = Handle(Arc::clone(node));
     let mut totals = live::Totals::default();
     let mut at = Instant::now();
-    while !signals::wait(LIVE_EVERY) {
-        if !shown {
+    let mut shown_at = Instant::now();
+    while !signals::wait(LOOK_EVERY) {
+        node.note_failed_caches();
+        if !shown || shown_at.elapsed() < LIVE_EVERY {
             continue;
         }
+        shown_at = Instant::now();
         let seconds = at.elapsed().as_secs_f64();
         at = Instant::now();
         match handle.stat() {

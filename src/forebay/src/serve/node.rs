@@ -462,6 +462,30 @@ impl Node {
         self.publish(&inner)
     }
 
+    /// Engines whose cache device has failed hold writes until that is on record: see [`super::failed`].
+    pub(crate) fn note_failed_caches(&self) {
+        for cache in &self.caches {
+            let engine = cache.engine;
+            let failed = self
+                .reactors
+                .call(cache.reactor, move |service, _| service.volumes.unnoted_failure(engine));
+            let Ok(Some(error)) = failed else { continue };
+            if let Err(error) =
+                super::failed::note(&self.config.node.state_dir, cache.uuid, &error.to_string())
+            {
+                tracing::error!(%error, "the failure of a cache cannot be put on record: writes wait");
+                continue;
+            }
+            let _ = self.reactors.call(cache.reactor, move |service, context| {
+                service.volumes.failure_noted(engine);
+                if let Some(part) = service.shard.engine(engine) {
+                    part.cache_failure_noted();
+                }
+                service.kick(context.now);
+            });
+        }
+    }
+
     /// The engine is in the mode that was wanted: the key follows, `clean` with it.
     fn mode_reached(&self, name: &str, mode: Mode) -> Result<()> {
         let mut inner = self.lock();

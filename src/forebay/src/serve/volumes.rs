@@ -29,6 +29,8 @@ pub(crate) struct LocalVolumes {
     all: Vec<LocalVolume>,
     /// Engines whose cache device has failed, and why.
     cache_failed: Vec<(usize, DeviceError)>,
+    /// Those of them that are not on record yet.
+    unnoted: Vec<usize>,
 }
 
 impl LocalVolumes {
@@ -64,6 +66,16 @@ impl LocalVolumes {
         self.cache_failed.iter().find(|(failed, _)| *failed == engine).map(|(_, error)| *error)
     }
 
+    /// The failure of an engine's cache device that is not on record yet.
+    pub(crate) fn unnoted_failure(&self, engine: usize) -> Option<DeviceError> {
+        if self.unnoted.contains(&engine) { self.cache_failure(engine) } else { None }
+    }
+
+    /// It is on record now.
+    pub(crate) fn failure_noted(&mut self, engine: usize) {
+        self.unnoted.retain(|other| *other != engine);
+    }
+
     /// Takes an engine's event.
     pub(crate) fn note(&mut self, engine: usize, event: Event) {
         match event {
@@ -71,6 +83,7 @@ impl LocalVolumes {
                 tracing::error!(engine, %error, "the cache device fails: writes go to the backing devices");
                 self.cache_failed.retain(|(failed, _)| *failed != engine);
                 self.cache_failed.push((engine, error));
+                self.unnoted.push(engine);
             }
             Event::Attached { volume } => self.change(volume, |v| v.attached = true),
             Event::Detached { volume } => self.change(volume, |v| v.detached = true),
