@@ -121,7 +121,8 @@ build_image() {
     cp "$here/suites/$suite.sh" "$tree/vm/suite.sh"
     if [[ $target == forebay ]]; then
         copy_programs "$tree" "$binary"
-        ln -s "$binary" "$tree/bin/forebay"
+        # Not by its own path: that may lie below a directory where the guest mounts something.
+        mv "$tree$binary" "$tree/bin/forebay"
     fi
     { cat "$base"; archive "$tree"; } >"$2"
 }

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # The target goes away and comes back under verified load; the host waits, reconnects, and finds every byte.
 CHECKS=5
-LIMIT=400
+LIMIT=600
 
 # Load on volume $1 while its target is ended (by $2: stop or kill) and started again, three times while fio writes and once
 # while it verifies. No I/O may fail: the host holds it back until it is connected again.
@@ -15,13 +15,13 @@ restarts() {
     connect "$volume" -i 4 --reconnect-delay=1 --ctrl-loss-tmo=60
     device=$(device_of "$volume")
     shape=(--bssplit=4k/40:16k/30:64k/20:256k/10 --size=64m --iodepth=8 --rw=randwrite --verify=crc32c)
-    # The rate makes it last: about 11 s of writing.
-    run_fio "$device" "${shape[@]}" --do_verify=0 --rate=6m,6m &
+    # The rate makes it last: about 27 s of writing, longer than three restarts on a busy machine.
+    run_fio "$device" "${shape[@]}" --do_verify=0 --rate=2400k,2400k &
     for _ in 1 2 3; do restart_under "$!" "$volume" "$how" 2; done
     wait "$!"
     bytes=$(fio_bytes write)
     midway "$device"
-    run_fio "$device" "${shape[@]}" --verify_only=1 --rate=10m,10m &
+    run_fio "$device" "${shape[@]}" --verify_only=1 --rate=5m,5m &
     restart_under "$!" "$volume" "$how" 1
     wait "$!"
     same "$(fio_bytes read)" "$bytes" 'bytes verified'
