@@ -55,8 +55,8 @@ use destage::Destage;
 use fill::Fills;
 use flush::Flushes;
 use forebay_io::{
-    BlockError, Buf, BufPool, Completion, DeviceError, Duration, Instant, Lsn, Outcome, Payload, Piece,
-    Request, RequestOp, Uuid,
+    BlockError, Buf, BufPool, Completion, DeviceError, Duration, Instant, Lsn, Outcome, Payload,
+    Piece, Request, RequestOp, Uuid,
 };
 use ops::{Under, What};
 use reclaim::Reclaim;

@@ -9,7 +9,9 @@ use forebay_control::stat::VolumeState;
 use serde_json::json;
 use std::ops::Range;
 use std::time::Duration;
-use support::{Daemon, Host, HostOptions, Load, MIB, Plan, Setup, Volume, seed, wait};
+use support::{
+    Daemon, Host, HostOptions, Load, MIB, Plan, Setup, Volume, forebay, refused, seed, wait,
+};
 
 const UNIT: u64 = 4096;
 
@@ -139,39 +141,47 @@ impl Rig {
     }
 
     /// Killed, and started again with a device that works: it holds records that are older than
-    /// what went to the backing store meanwhile.
+    /// what went to the backing store meanwhile. It is refused. Made anew, it lets the volume go
+    /// on once somebody has said that the old cache is lost, and nothing stale is read.
     fn check_restart(mut self, fault: &str) {
         drop(self.host);
         self.daemon.kill();
+        let refusal = refused(&self.setup);
+        assert_eq!(refusal.code, Some(5), "refused as unsafe: {}", refusal.text);
+        assert!(refusal.text.contains("--lost-cache"), "says what to do: {}", refusal.text);
+        let uri = self.setup.caches[0].trim_start_matches("fault:").to_owned();
+        let made = forebay(&["format", &uri, "--force", "cache.img"]);
+        assert_eq!(made.code, Some(0), "{}", made.text);
+
         let daemon = Daemon::start(&self.setup);
-        let state = daemon.volume("v").state;
-        let mut listed = Vec::new();
-        if state == VolumeState::Down {
-            let params = json!({ "name": "v", "lost_cache": true, "commit": true });
-            let answer = daemon.call("volume_recover", params);
-            let answer: LostCache = serde_json::from_value(answer).unwrap();
-            listed.extend(answer.ranges.iter().map(|range| range.lba..range.lba + range.blocks));
-        }
+        let volume = daemon.volume("v");
+        assert_eq!(volume.state, VolumeState::Down, "its cache is gone: {:?}", volume.cause);
+        let cause = volume.cause.unwrap_or_default();
+        assert!(cause.contains("--lost-cache"), "says what to do: {cause}");
+        let params = |commit: bool| json!({ "name": "v", "lost_cache": true, "commit": commit });
+        let told: LostCache =
+            serde_json::from_value(daemon.call("volume_recover", params(false))).unwrap();
+        assert!(!told.clean && !told.complete, "dirty data was lost: {told:?}");
+        assert_eq!(daemon.volume("v").state, VolumeState::Down, "only told so far");
+        let recovered = daemon.command(&["volume", "recover", "v", "--lost-cache", "--yes"]);
+        assert_eq!(recovered.code, Some(0), "{}", recovered.text);
+        assert_eq!(daemon.volume("v").state, VolumeState::Active);
         let mut host = connect(&self.setup);
         let mut verified = 0;
-        for range in [self.clean, self.dirty.start..self.dirty.start + 1024] {
+        for range in [
+            self.clean,
+            self.dirty.start..self.dirty.start + 1024,
+            self.free.start..self.free.start + 2048,
+        ] {
+            verified += self.load.verify_range(&mut host, range.clone());
+            self.load.write_all(&mut host, &pieces(range.clone()));
             verified += self.load.verify_range(&mut host, range);
         }
-        let rest = self.dirty.start + 1024..self.dirty.end;
-        let wanted: Vec<(u64, u64)> = pieces(rest)
-            .into_iter()
-            .filter(|(first, count)| !(*first..first + count).any(|unit| inside(&listed, unit)))
-            .collect();
         self.load.assert_no_errors();
-        // Dirty data that the device still has may come back or stay lost, but is never old.
-        verified += self.load.read_all(&mut host, &wanted);
-        let fresh = self.free.start..self.free.start + 2048;
-        verified += self.load.verify_range(&mut host, fresh);
         println!(
-            "process: restart after cache {fault}: volume {state:?}, {verified} blocks verified, \
-             {} ranges given up, {} reads failed",
-            listed.len(),
-            self.load.counts.failed("read")
+            "process: restart after cache {fault}: refused, then cold after volume recover: \
+             {verified} blocks verified; \"{}\"",
+            refusal.text.trim()
         );
         host.disconnect();
         daemon.stop();

@@ -33,7 +33,9 @@ fn an_idle_node_with_a_host_costs_less_than_a_hundredth_of_a_core() {
     let backing = setup.backing_file("backing.img", 64 * MIB);
     setup.volumes = vec![Volume::new("v", &format!("uring:{}", backing.display()))];
     let daemon = Daemon::start(&setup);
-    let mut host = Host::connect(setup.address(), &Setup::nqn("v"), HostOptions::default());
+    // As often as a Linux host does.
+    let options = HostOptions { keep_alive: Duration::from_secs(5), ..HostOptions::default() };
+    let mut host = Host::connect(setup.address(), &Setup::nqn("v"), options);
     let mut all = Vec::new();
     std::thread::sleep(Duration::from_secs(1));
     all.push(("fresh", measure(&daemon, &mut host, Duration::from_secs(5))));

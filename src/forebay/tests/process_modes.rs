@@ -91,6 +91,8 @@ fn modes_switch_under_load_and_across_kills() {
     for in_the_middle in [false, true] {
         for (from, to) in switches() {
             let limit = Duration::from_secs(60);
+            // A switch that a kill cut short goes on by itself.
+            daemon.finish_all(limit);
             daemon.set_mode("v", from, limit);
             let mut host = Host::connect(setup.address(), &nqn, HostOptions::default());
             load.run_for(&mut host, Duration::from_millis(200));

@@ -7,8 +7,8 @@ use super::geometry::LogStream;
 use super::record::{CRC_BYTES, Kind, RECORD_BYTES, Record};
 use super::segment_log::SegmentLog;
 use super::{BLOCK, VERSION};
-use forebay_io::Uuid;
 use forebay_io::crc::crc32c;
+use forebay_io::{Lsn, Uuid};
 
 /// First eight bytes of a footer.
 pub const FOOTER_MAGIC: [u8; 8] = *b"FBYFOOT\0";
@@ -67,7 +67,9 @@ pub struct FooterBuilt {
 /// [`super::geometry::Geometry::footer_bytes`].
 ///
 /// `block_fate` says what becomes of one block of data: it gets the record and the index of the
-/// block in it. Records without data are all kept. `None` where `out` is too short, which a log
+/// block in it. Records without data are all kept. Where all of the last change of a volume is left
+/// out, a commit with its LSN takes its place: each record of a sealed segment is durable and
+/// committed, and recovery must not take its LSN for missing. `None` where `out` is too short, which a log
 /// that kept its bounds never asks for.
 pub fn build_footer(
     out: &mut [u8],
@@ -76,9 +78,10 @@ pub fn build_footer(
     seal: u64,
     mut block_fate: impl FnMut(&Record, u32) -> Keep,
 ) -> Option<FooterBuilt> {
-    let mut writer = Writer { out, at: FOOTER_HEAD_BYTES, live: 0, dirty: 0 };
+    let mut writer = Writer { out, at: FOOTER_HEAD_BYTES, live: 0, dirty: 0, lasts: Vec::new() };
+    let groups = log.groups().count();
     let (mut first, mut last) = (0, 0);
-    for (number, entries) in log.groups() {
+    for (at, (number, entries)) in log.groups().enumerate() {
         first = if first == 0 { number } else { first };
         last = number;
         let head = writer.at;
@@ -89,7 +92,11 @@ pub fn build_footer(
                 writer.put_data(record, crcs, &mut block_fate)?;
             } else {
                 writer.put(record, &[])?;
+                writer.note(record, true);
             }
+        }
+        if at + 1 == groups {
+            writer.put_lasts()?;
         }
         let bytes = writer.at - head - GROUP_BYTES;
         if bytes == 0 {
@@ -122,11 +129,18 @@ pub fn build_footer(
     Some(built)
 }
 
+/// The last change of a volume, and the last one of which something was kept.
+struct Last {
+    record: Record,
+    kept: Lsn,
+}
+
 struct Writer<'a> {
     out: &'a mut [u8],
     at: usize,
     live: u32,
     dirty: u32,
+    lasts: Vec<Last>,
 }
 
 impl Writer<'_> {
@@ -137,6 +151,7 @@ impl Writer<'_> {
         crcs: &[u32],
         block_fate: &mut impl FnMut(&Record, u32) -> Keep,
     ) -> Option<()> {
+        let before = self.at;
         let mut from = 0;
         let mut next = block_fate(record, 0);
         while from < record.blocks {
@@ -163,6 +178,38 @@ impl Writer<'_> {
                 self.dirty += if run.dirty() { end - from } else { 0 };
             }
             from = end;
+        }
+        self.note(record, self.at > before);
+        Some(())
+    }
+
+    /// Notes the LSN of a change, and whether the footer shows it.
+    fn note(&mut self, record: &Record, kept: bool) {
+        if !record.kind.takes_lsn() || record.moved {
+            return;
+        }
+        let same = |last: &Last| {
+            last.record.volume == record.volume && last.record.generation == record.generation
+        };
+        let at = self.lasts.iter().position(same).unwrap_or(self.lasts.len());
+        if at == self.lasts.len() {
+            self.lasts.push(Last { record: *record, kept: Lsn(0) });
+        }
+        if let Some(last) = self.lasts.get_mut(at) {
+            last.record.lsn = last.record.lsn.max(record.lsn);
+            last.kept = if kept { last.kept.max(record.lsn) } else { last.kept };
+        }
+    }
+
+    /// Commits in place of last changes that were left out. Each has the room of what was left out.
+    fn put_lasts(&mut self) -> Option<()> {
+        for last in core::mem::take(&mut self.lasts) {
+            if last.record.lsn > last.kept {
+                let kind = Kind::Commit;
+                let commit =
+                    Record { kind, clean: false, block: 0, blocks: 0, slot: 0, ..last.record };
+                self.put(&commit, &[])?;
+            }
         }
         Some(())
     }

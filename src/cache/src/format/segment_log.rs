@@ -154,8 +154,8 @@ impl SegmentLog {
         self.crcs.truncate(end);
     }
 
-    /// Forgets these records without data, given by rising index.
-    pub(crate) fn remove_marks(&mut self, entries: &[u32]) {
+    /// Forgets these records, given by rising index.
+    pub(crate) fn remove(&mut self, entries: &[u32]) {
         let gone = |entry: u32| entries.binary_search(&entry).is_ok();
         let mut entry = 0;
         self.held.retain(|_| {

@@ -206,6 +206,31 @@ proptest! {
                 }
             }
         }
+        // The last change of each volume, if all of it was left out, leaves a commit.
+        let mut lasts: Vec<(Record, u64)> = Vec::new();
+        for (record, _) in log.iter().filter(|(record, _)| record.kind.takes_lsn() && !record.moved) {
+            let kept = !record.kind.has_data()
+                || (0..u16::try_from(record.blocks).unwrap())
+                    .any(|index| fate(record.slot + index) != Keep::Dead);
+            let kept = if kept { record.lsn.0 } else { 0 };
+            let same = |(last, _): &&mut (Record, u64)| {
+                (last.volume, last.generation) == (record.volume, record.generation)
+            };
+            match lasts.iter_mut().find(same) {
+                Some((last, shown)) => {
+                    last.lsn = last.lsn.max(record.lsn);
+                    *shown = kept.max(*shown);
+                }
+                None => lasts.push((*record, kept)),
+            }
+        }
+        let last_batch = log.groups().last().map_or(0, |(number, _)| number);
+        for (last, shown) in lasts.into_iter().filter(|(last, shown)| last.lsn.0 > *shown) {
+            let commit = Record {
+                kind: Kind::Commit, clean: false, block: 0, blocks: 0, slot: 0, ..last
+            };
+            expected.push((last_batch, commit, 0));
+        }
         let mut back = Vec::new();
         for (batch, record, crcs) in view.records() {
             if !record.kind.has_data() {

@@ -54,7 +54,7 @@ struct Active {
     log: SegmentLog,
     group: usize,
     stream: usize,
-    /// Records without data that must not get into the new footer.
+    /// Records that must not get into the new footer, nor their LSNs.
     void: Vec<u32>,
 }
 
@@ -335,7 +335,7 @@ impl Sources {
             && let Some(entry) = self.by_segment.get(&segment)
         {
             if active.source.scanned {
-                active.log.remove_marks(&active.void);
+                active.log.remove(&active.void);
                 self.unsettled.insert(segment, (entry.name, active.log));
             } else if self.spare.len() < AHEAD {
                 self.spare.push(active.log);
@@ -355,7 +355,7 @@ impl Sources {
             for entry in entries {
                 let Some((record, crcs)) = active.log.get(entry) else { continue };
                 let counts = replay.apply(&source, record, crcs).map_err(RecoveryError::Index)?;
-                if !counts && !record.kind.has_data() {
+                if !counts {
                     active.void.push(entry);
                 }
             }

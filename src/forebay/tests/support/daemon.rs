@@ -133,6 +133,15 @@ impl Daemon {
         })
     }
 
+    /// Waits until no job is under way.
+    pub fn finish_all(&self, limit: Duration) {
+        wait("all jobs", limit, || {
+            let answer = self.call("job_list", json!({}));
+            let jobs: Vec<JobView> = serde_json::from_value(answer["jobs"].clone()).unwrap();
+            jobs.iter().all(|job| job.state != JobState::Running).then_some(())
+        });
+    }
+
     /// Writes everything dirty to the backing store, and checks that nothing is dirty then.
     pub fn drain(&self, name: &str, limit: Duration) {
         let job = self.begin("volume_drain", json!({ "name": name }));

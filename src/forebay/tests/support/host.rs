@@ -34,6 +34,7 @@ pub struct HostOptions {
     pub queues: u16,
     pub depth: u16,
     pub digests: bool,
+    pub keep_alive: Duration,
     /// How long a command may take.
     pub io_timeout: Duration,
 }
@@ -46,6 +47,8 @@ impl Default for HostOptions {
             queues: 2,
             depth: 64,
             digests: true,
+            // Hosts here do nothing while a test waits for the daemon.
+            keep_alive: Duration::from_secs(300),
             // Above the time after which the node calls a device hanging.
             io_timeout: Duration::from_secs(45),
         }
@@ -92,7 +95,7 @@ impl Host {
                 depth: options.depth,
                 digests,
                 no_sq_flow: false,
-                keep_alive: Duration::from_secs(15),
+                keep_alive: options.keep_alive,
                 setup_timeout: Duration::from_secs(10),
                 io_timeout: options.io_timeout,
             },

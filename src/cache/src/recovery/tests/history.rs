@@ -119,6 +119,8 @@ enum Act {
         blocks: u32,
     },
     Seal(LogStream),
+    /// End the open segment; its footer comes later.
+    Park(LogStream),
     /// Free the segment that was sealed first, its live dirty blocks moved.
     Free,
     Restart,
@@ -135,6 +137,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => (block.clone(), blocks.clone()).prop_map(|(block, blocks)| Act::Zeroes { block, blocks }),
         3 => (block, blocks).prop_map(|(block, blocks)| Act::Trim { block, blocks }),
         2 => (0usize..3).prop_map(|at| Act::Seal(LogStream::ALL[at])),
+        2 => (0usize..3).prop_map(|at| Act::Park(LogStream::ALL[at])),
         3 => Just(Act::Free),
         1 => Just(Act::Restart),
     ]
@@ -204,18 +207,25 @@ impl Model {
     }
 
     fn seal(&mut self, stream: LogStream) {
-        if self.writer.used(stream) == 0 {
-            return;
+        if self.writer.used(stream) > 0 {
+            self.writer.park(stream);
         }
-        let seq = self.writer.seq(stream);
+        while self.writer.parked(stream) > 0 {
+            self.seal_parked(stream);
+        }
+    }
+
+    fn seal_parked(&mut self, stream: LogStream) {
         let blocks = &self.blocks;
-        let (segment, seal) = self.writer.seal(stream, |_, block, slot| match blocks.get(&block) {
+        let sealed = self.writer.seal_parked(stream, |_, block, slot| match blocks.get(&block) {
             Some(version) if version.slot == Some(slot) && version.dirty => Keep::Dirty,
             Some(version) if version.slot == Some(slot) => Keep::Clean,
             _ => Keep::Dead,
         });
-        self.open.remove(&seq);
-        self.sealed.push(Sealed { stream, segment, seq, seal });
+        if let Some((segment, seal, seq)) = sealed {
+            self.open.remove(&seq);
+            self.sealed.push(Sealed { stream, segment, seq, seal });
+        }
     }
 
     fn step(&mut self, act: &Act) {
@@ -268,6 +278,9 @@ impl Model {
                 }
             }
             Act::Seal(stream) => self.seal(stream),
+            // A few are enough, and leave segments to write to.
+            Act::Park(stream) if self.writer.parked(stream) < 2 => self.writer.park(stream),
+            Act::Park(stream) => self.seal_parked(stream),
             Act::Free => self.free(),
             Act::Restart => self.restart(),
         }

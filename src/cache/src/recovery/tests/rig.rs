@@ -15,7 +15,7 @@ use crate::recovery::{Recovered, Recovery, RecoveryError};
 use forebay_io::{
     Completion, DeviceError, DeviceInfo, Epoch, HeapBuf, HeapPool, Lsn, Op, OpKind, Uuid,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub(super) const SLOTS: u32 = 32;
 pub(super) const SEGMENTS: u64 = 12;
@@ -155,6 +155,8 @@ pub(super) struct Writer {
     pub(super) superblock: Superblock,
     pub(super) numbers: Numbers,
     open: BTreeMap<LogStream, Open>,
+    /// Ended, and without a footer yet.
+    parked: BTreeMap<LogStream, VecDeque<Open>>,
     pub(super) free: Vec<u32>,
     pub(super) durable_below: u64,
 }
@@ -214,6 +216,7 @@ impl Writer {
             superblock,
             numbers: Numbers::after(0),
             open: BTreeMap::new(),
+            parked: BTreeMap::new(),
             free: (0..u32::try_from(SEGMENTS).unwrap()).rev().collect(),
             disk,
             durable_below: 0,
@@ -246,6 +249,7 @@ impl Writer {
         self.numbers = recovered.numbers;
         self.durable_below = 0;
         self.open.clear();
+        self.parked.clear();
         self.free = (0u32..)
             .zip(&recovered.segments)
             .filter(|(_, info)| info.state == crate::recovery::SegmentState::Free)
@@ -356,8 +360,47 @@ impl Writer {
         stream: LogStream,
         mut fate: impl FnMut(u16, u64, u32) -> Keep,
     ) -> (Ready, u32, u64) {
-        let name = self.name(stream);
+        assert!(self.parked(stream) == 0, "in the order of opening");
         let open = self.open.remove(&stream).unwrap();
+        self.footer_of(stream, &open, &mut fate)
+    }
+
+    /// Ends the open segment of a stream; its footer comes later.
+    pub(super) fn park(&mut self, stream: LogStream) {
+        if let Some(open) = self.open.remove(&stream) {
+            self.parked.entry(stream).or_default().push_back(open);
+        }
+    }
+
+    pub(super) fn parked(&self, stream: LogStream) -> usize {
+        self.parked.get(&stream).map_or(0, VecDeque::len)
+    }
+
+    /// Writes the footer of the segment that was parked first; its number comes back, too.
+    pub(super) fn seal_parked(
+        &mut self,
+        stream: LogStream,
+        mut fate: impl FnMut(u16, u64, u32) -> Keep,
+    ) -> Option<(u32, u64, u64)> {
+        let open = self.parked.get_mut(&stream)?.pop_front()?;
+        let (ready, segment, seal) = self.footer_of(stream, &open, &mut fate);
+        self.disk.write(ready.offset, &ready.bytes);
+        Some((segment, seal, open.seq))
+    }
+
+    fn footer_of(
+        &mut self,
+        stream: LogStream,
+        open: &Open,
+        fate: &mut impl FnMut(u16, u64, u32) -> Keep,
+    ) -> (Ready, u32, u64) {
+        let name = SegmentName {
+            cache: self.superblock.cache,
+            shard: 0,
+            segment: self.map.device_segment(open.segment).unwrap(),
+            seq: open.seq,
+            stream,
+        };
         let geometry = self.map.geometry();
         let seal = self.numbers.next();
         let mut bytes = vec![0xa5; geometry.footer_bytes()];

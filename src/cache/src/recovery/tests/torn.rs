@@ -328,3 +328,22 @@ fn a_void_record_stays_void_even_if_the_footer_that_left_it_out_is_damaged() {
         assert_eq!(got.volumes[0].last.0, 1);
     }
 }
+
+#[test]
+fn a_change_whose_blocks_are_left_out_of_a_footer_leaves_no_gap() {
+    let mut writer = Writer::new();
+    let first = [writer.item(Commit, 0, 0, 0, 0), writer.item(Write, 0, 1, 1, 1)];
+    writer.put(Journal, &first);
+    writer.put(Journal, &[writer.item(Write, 0, 2, 1, 2)]);
+    writer.park(Journal);
+    // The commit mark is older than LSN 2, which LSN 3 overwrites before the footer is built.
+    let next = [writer.item(Commit, 0, 0, 0, 1), writer.item(Write, 0, 2, 1, 3)];
+    writer.put(Journal, &next);
+    writer.seal_parked(Journal, |_, block, _| if block == 2 { Keep::Dead } else { Keep::Dirty });
+    for _ in 0..2 {
+        let got = writer.restart();
+        assert_eq!((got.volumes[0].last.0, got.volumes[0].void), (3, 0));
+        assert_eq!(found(&writer.disk, &got, 0, 2), Some((3, true)));
+        assert_eq!(found(&writer.disk, &got, 0, 1), Some((1, true)));
+    }
+}
