@@ -1,6 +1,8 @@
 //! The cache device failing: writes go to the backing store, clean data comes from there, dirty
 //! data without another copy is an error and listed, and nothing stale comes back.
 
+#![expect(clippy::expect_used, reason = "a test, whose helpers are not marked as such")]
+
 mod support;
 
 use forebay_control::node::{Copy, Located, LostCache};
@@ -30,7 +32,7 @@ fn lost(daemon: &Daemon, units: u64) -> Vec<Range<u64>> {
     while from < units {
         let params = json!({ "name": "v", "lba": from, "blocks": units - from });
         let answer = daemon.call("volume_where", params);
-        let found: Vec<Located> = serde_json::from_value(answer["pieces"].clone()).unwrap();
+        let found: Vec<Located> = serde_json::from_value(answer["pieces"].clone()).expect("places");
         assert!(!found.is_empty(), "an answer covers the range: {answer}");
         for piece in found {
             assert_eq!(piece.lba, from, "in order, without gaps");
@@ -159,8 +161,8 @@ impl Rig {
         let cause = volume.cause.unwrap_or_default();
         assert!(cause.contains("--lost-cache"), "says what to do: {cause}");
         let params = |commit: bool| json!({ "name": "v", "lost_cache": true, "commit": commit });
-        let told: LostCache =
-            serde_json::from_value(daemon.call("volume_recover", params(false))).unwrap();
+        let told: LostCache = serde_json::from_value(daemon.call("volume_recover", params(false)))
+            .expect("a list of what is lost");
         assert!(!told.clean && !told.complete, "dirty data was lost: {told:?}");
         assert_eq!(daemon.volume("v").state, VolumeState::Down, "only told so far");
         let recovered = daemon.command(&["volume", "recover", "v", "--lost-cache", "--yes"]);

@@ -41,11 +41,10 @@ pub(crate) fn check(state_dir: &Path, cache: Uuid, device: &str) -> Result<()> {
          is dirty in it is older than the backing devices",
         why.trim()
     );
-    Err(ControlError::new(ErrorKind::Unsafe, message).field("cache.device").value(device).remedy(format!(
-        "what `forebay stat` listed as lost is lost; to go on without it remove {} only if nothing was \
-         written since, else use another cache device",
-        path.display()
-    )))
+    let remedy = "what it alone had is lost: make a cache device anew (`forebay format DEVICE --force NAME`), \
+         then `forebay volume recover NAME --lost-cache` for each of its volumes";
+    let error = ControlError::new(ErrorKind::Unsafe, message).field("cache.device").value(device);
+    Err(error.remedy(remedy))
 }
 
 #[cfg(test)]

@@ -85,7 +85,7 @@ fn serve(
     listeners: Vec<TcpListener>,
 ) -> Result<()> {
     for volume in &node.config.volumes {
-        node.start_volume(volume)?;
+        node.start_or_set_aside(volume)?;
     }
     // Hosts wait in the listeners' queues until there is something to connect to. All listeners are
     // the first reactor's; connections move to their subsystem's.

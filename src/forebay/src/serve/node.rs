@@ -6,7 +6,7 @@ use super::attach::{
 };
 use super::calls::Reactors;
 use super::registry::{
-    Registry, Served, engine_mode, from_kept, kept_mode, shown_mode, store_error,
+    Down, Registry, Served, engine_mode, from_kept, kept_mode, shown_mode, store_error,
 };
 use super::service::Directory;
 use super::stat::Sampler;
@@ -95,6 +95,57 @@ impl Node {
         self.publish(&inner)
     }
 
+    /// A volume of the configuration at start: one whose cache is not here is kept aside, so that the
+    /// others are served.
+    pub(crate) fn start_or_set_aside(&self, config: &VolumeConfig) -> Result<()> {
+        {
+            let mut inner = self.lock();
+            if let Err(error) = self.place(&inner.registry, config)
+                && error.kind == ErrorKind::Unsafe
+            {
+                tracing::error!(volume = config.name, %error, "the volume is not served");
+                let cause =
+                    format!("{}; {}", error.message, error.detail.remedy.unwrap_or_default());
+                inner.registry.down.push(Down { config: config.clone(), cause });
+                return Ok(());
+            }
+        }
+        self.start_volume(config)
+    }
+
+    /// What is lost with a cache that is not here; with `commit` the volume is attached cold.
+    fn recover(&self, name: &str, commit: bool) -> Result<LostCache> {
+        let mut inner = self.lock();
+        let Some(at) = inner.registry.down.iter().position(|down| down.config.name == name) else {
+            inner.registry.find(name)?;
+            let message = format!("the cache of volume {name} is not lost");
+            return Err(ControlError::new(ErrorKind::Unsafe, message)
+                .remedy("nothing was changed; `forebay stat` shows how it is"));
+        };
+        let key = inner.registry.key(name)?.key;
+        let lost = LostCache {
+            clean: key.clean,
+            ranges: Vec::new(),
+            complete: key.clean,
+            note: if key.clean {
+                "the volume was clean: its backing device has everything".to_owned()
+            } else {
+                "everything that was dirty in the lost cache is lost; which blocks, only that cache knew".to_owned()
+            },
+        };
+        if !commit {
+            return Ok(lost);
+        }
+        let cache = self.emptiest(&inner.registry)?;
+        let place = Placement { cache: self.caches[cache].uuid, shard: 0 };
+        inner.registry.change(name, |key| key.placement = Some(place))?;
+        let config = inner.registry.down[at].config.clone();
+        self.start_locked(&mut inner, &config)?;
+        inner.registry.down.remove(at);
+        self.publish(&inner)?;
+        Ok(lost)
+    }
+
     fn start_locked(&self, inner: &mut Inner, config: &VolumeConfig) -> Result<()> {
         let registry = &mut inner.registry;
         let number = self.place(registry, config)?;
@@ -179,7 +230,6 @@ impl Node {
             reactor: cache.reactor,
             engine: cache.engine,
             cache: u32::try_from(number).unwrap_or(u32::MAX),
-            down: None,
         })
     }
 
@@ -195,6 +245,11 @@ impl Node {
                 .remedy("attach its cache device; if it is lost for good: `forebay volume recover NAME --lost-cache`")
             });
         }
+        self.emptiest(registry)
+    }
+
+    /// The cache device with the fewest volumes.
+    fn emptiest(&self, registry: &Registry) -> Result<usize> {
         let load = |number: usize| {
             registry
                 .served
@@ -421,9 +476,8 @@ impl NodeControl for Handle {
         locate(&self.0, &served, range, pieces_max)
     }
 
-    fn recover_lost_cache(&self, name: &str, _commit: bool) -> Result<LostCache> {
-        self.0.lock().registry.find(name)?;
-        Err(ControlError::new(ErrorKind::Unsafe, format!("the cache of volume {name} is not lost")))
+    fn recover_lost_cache(&self, name: &str, commit: bool) -> Result<LostCache> {
+        self.0.recover(name, commit)
     }
 
     fn set_hosts(&self, hosts: &[String]) -> Result<()> {

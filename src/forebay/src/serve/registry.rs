@@ -23,20 +23,26 @@ pub(crate) struct Served {
     pub(crate) reactor: u32,
     pub(crate) engine: usize,
     pub(crate) cache: u32,
-    /// Why it does not serve, if it does not.
-    pub(crate) down: Option<String>,
+}
+
+/// A volume whose cache is not here: it is not served until somebody says that the cache is lost.
+#[derive(Clone, Debug)]
+pub(crate) struct Down {
+    pub(crate) config: VolumeConfig,
+    pub(crate) cause: String,
 }
 
 /// Keys and places of all volumes.
 pub(crate) struct Registry {
     pub(crate) store: FileStore,
     pub(crate) served: Vec<Served>,
+    pub(crate) down: Vec<Down>,
     next_id: u32,
 }
 
 impl Registry {
     pub(crate) fn new(store: FileStore) -> Self {
-        Self { store, served: Vec::new(), next_id: 0 }
+        Self { store, served: Vec::new(), down: Vec::new(), next_id: 0 }
     }
 
     /// A handle for one more volume; never used again while the node runs.

@@ -4,9 +4,10 @@ use super::devices::{DeviceCounters, Unit};
 use super::live::as_f64;
 use super::net::Meta;
 use super::node::Node;
-use super::registry::{Registry, Served, shown_mode};
+use super::registry::{Down, Registry, Served, from_kept, shown_mode};
 use super::service::NodeService;
 use forebay_cache::engine::{Counts, EngineStats, VolumeStats};
+use forebay_cluster::VolumeKey;
 use forebay_control::error::Result;
 use forebay_control::stat::{
     DeviceStat, Health, HostStat, Latency, ListenStat, MemoryStat, NodeInfo, NodeStat, NodeState,
@@ -83,6 +84,11 @@ impl Sampler {
         for served in &registry.served {
             if let Some(volume) = self.volume(node, served, &pictures)? {
                 stat.volumes.push(volume);
+            }
+        }
+        for aside in &registry.down {
+            if let Some(keyed) = registry.store.find(&aside.config.name) {
+                stat.volumes.push(down(node, aside, &keyed.key));
             }
         }
         stat.volumes.sort_by(|a, b| a.name.cmp(&b.name));
@@ -163,11 +169,7 @@ impl Sampler {
             let seconds = picture.now.since(at).as_secs();
             backing.cause = Some(format!("{error}, for {seconds} s"));
         }
-        let state = match (&served.down, cause) {
-            (Some(_), _) => VolumeState::Down,
-            (None, Some(_)) => VolumeState::Degraded,
-            (None, None) => VolumeState::Active,
-        };
+        let state = if cause.is_some() { VolumeState::Degraded } else { VolumeState::Active };
         let block = u64::from(served.config.block_size);
         let counts = engine.counts;
         Ok(Some(VolumeStat {
@@ -177,7 +179,7 @@ impl Sampler {
             nqn: served.nqn.clone(),
             nsid: served.nsid,
             state,
-            cause: served.down.clone().or_else(|| cause.clone()),
+            cause: cause.clone(),
             mode: shown_mode(inside.mode),
             target_mode: shown_mode(inside.target),
             size: served.size,
@@ -227,6 +229,44 @@ impl Node {
             .reactors
             .each(move |service, _| service.shard.target.namespace_counters(&nqn, nsid))?;
         Ok(all.into_iter().flatten().next().unwrap_or_default())
+    }
+}
+
+/// A volume that is not served because its cache is not here.
+fn down(node: &Node, aside: &Down, key: &VolumeKey) -> VolumeStat {
+    VolumeStat {
+        name: aside.config.name.clone(),
+        uuid: key.uuid.to_string(),
+        nguid: key.nguid.to_string().replace('-', ""),
+        nqn: node.config.nqn(&key.subsystem),
+        nsid: key.nsid,
+        state: VolumeState::Down,
+        cause: Some(aside.cause.clone()),
+        mode: from_kept(key.mode),
+        target_mode: from_kept(key.target_mode),
+        size: key.size,
+        block_size: key.block_size,
+        owner_epoch: key.owner_epoch,
+        reactor: 0,
+        cache: None,
+        backing: DeviceStat { uri: key.backing.clone(), ..DeviceStat::default() },
+        read: OpStat::default(),
+        write: OpStat::default(),
+        flush: OpStat::default(),
+        hits: 0,
+        memory_hits: 0,
+        misses: 0,
+        bypassed: 0,
+        hit_ratio: None,
+        cached_bytes: 0,
+        memory_tier_bytes: 0,
+        dirty_bytes: 0,
+        dirty_pinned_bytes: 0,
+        dirty_max: 0,
+        oldest_dirty_ms: None,
+        destaged_bytes: 0,
+        destage_bytes_per_s: 0.0,
+        lost_bytes: 0,
     }
 }
 
