@@ -35,7 +35,8 @@ target_listens() {
 }
 
 pid_of() { cat "/run/forebay/$1.pid"; }
-target_up() { [[ -e /proc/$(pid_of "$1")/exe ]] && [[ $(readlink "/proc/$(pid_of "$1")/exe") == *forebay* ]]; }
+# Just after the fork the process is still a shell on its way to exec; a dead one has no program at all.
+target_up() { [[ -n $(readlink "/proc/$(pid_of "$1")/exe") ]]; }
 target_gone() { ! target_up "$1"; }
 
 target_kill() {

@@ -1,5 +1,11 @@
 //! The backing device failing, hanging, going away and coming back under write-back load.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test, whose helpers are not marked as such"
+)]
+
 mod support;
 
 use forebay_control::stat::Health;

@@ -1,7 +1,11 @@
 //! The cache device failing: writes go to the backing store, clean data comes from there, dirty
 //! data without another copy is an error and listed, and nothing stale comes back.
 
-#![expect(clippy::expect_used, reason = "a test, whose helpers are not marked as such")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test, whose helpers are not marked as such"
+)]
 
 mod support;
 

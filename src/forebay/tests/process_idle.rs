@@ -1,5 +1,11 @@
 //! An idle node costs next to nothing.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test, whose helpers are not marked as such"
+)]
+
 mod support;
 
 use std::time::{Duration, Instant};

@@ -1,6 +1,12 @@
 //! kill -9 in the middle of verified write-back load: every acknowledged write reads back right,
 //! and the cache is as warm as before.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test, whose helpers are not marked as such"
+)]
+
 mod support;
 
 use forebay_control::stat::VolumeStat;

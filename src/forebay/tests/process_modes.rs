@@ -1,6 +1,12 @@
 //! Modes switched under load, with a kill after each switch or in its middle: no stale record
 //! comes back, and what is drained is what the host wrote.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test, whose helpers are not marked as such"
+)]
+
 mod support;
 
 use forebay_control::jobs::JobState;

@@ -1,5 +1,11 @@
 //! The quickstart: serves, stops on Ctrl-C, goes on with its state, lets no second one in.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test, whose helpers are not marked as such"
+)]
+
 mod support;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};

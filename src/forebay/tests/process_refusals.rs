@@ -1,5 +1,11 @@
 //! Devices that a daemon must not touch: refused, with what to do, and nothing changed.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test, whose helpers are not marked as such"
+)]
+
 mod support;
 
 use std::fs;

@@ -1,5 +1,11 @@
 //! Two reactors: volumes on both, and a subsystem whose namespaces live on different ones.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test, whose helpers are not marked as such"
+)]
+
 mod support;
 
 use std::collections::BTreeSet;
