@@ -34,7 +34,6 @@ impl Rig {
         let hot = self.hot_pieces();
         self.load.write_all(&mut self.host, &hot);
         self.load.assert_no_errors();
-        let destaged = self.daemon.volume("v").destaged_bytes;
         self.daemon.fault(DEVICE, fault, &[]);
         let began = Instant::now();
 
@@ -63,6 +62,8 @@ impl Rig {
         assert!(shown.text.contains("! "), "`forebay stat` says what is wrong: {}", shown.text);
 
         let failing = began.elapsed();
+        // Nothing reaches a device that fails.
+        let destaged = self.daemon.volume("v").destaged_bytes;
         self.daemon.fault(DEVICE, "heal", &[]);
         let healed = Instant::now();
         // By itself: nothing else is asked of it.
