@@ -6,7 +6,7 @@ LIMIT=600
 # Load on volume $1 while its target is ended (by $2: stop or kill) and started again, three times while fio writes and once
 # while it verifies. No I/O may fail: the host holds it back until it is connected again.
 restarts() {
-    local volume=$1 how=$2 device shape bytes
+    local volume=$1 how=$2 device shape bytes load
     # What the host's driver says of a lost connection, and no more than that: not `I/O error`, not `timeout`.
     expect_kernel 'nvme nvme[0-9]+: (starting error recovery|failed to connect socket: -111|failed to send request -(32|104)|queue [0-9]+: .*)$'
     expect_kernel 'block nvme[0-9]+n1: no usable path - requeuing I/O$'
@@ -17,13 +17,15 @@ restarts() {
     shape=(--bssplit=4k/40:16k/30:64k/20:256k/10 --size=64m --iodepth=8 --rw=randwrite --verify=crc32c)
     # The rate makes it last: about 27 s of writing, longer than three restarts on a busy machine.
     run_fio "$device" "${shape[@]}" --do_verify=0 --rate=2400k,2400k &
-    for _ in 1 2 3; do restart_under "$!" "$volume" "$how" 2; done
-    wait "$!"
+    load=$! # starting the target changes $!
+    for _ in 1 2 3; do restart_under "$load" "$volume" "$how" 2; done
+    wait "$load"
     bytes=$(fio_bytes write)
     midway "$device"
     run_fio "$device" "${shape[@]}" --verify_only=1 --rate=5m,5m &
-    restart_under "$!" "$volume" "$how" 1
-    wait "$!"
+    load=$!
+    restart_under "$load" "$volume" "$how" 1
+    wait "$load"
     same "$(fio_bytes read)" "$bytes" 'bytes verified'
 }
 
