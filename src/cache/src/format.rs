@@ -30,7 +30,8 @@
 //!    of its stream have completed. `durable_below` of a header names the oldest batch of the stream that
 //!    was not durable yet.
 //! 4. **Commit marks.** The first journal batch of every segment begins with a
-//!    [`record::Kind::Commit`] for each volume: all LSNs up to its LSN are durable and committed.
+//!    [`record::Kind::Commit`] for each volume with its last committed LSN: all up to it are
+//!    durable and committed, those of all sealed segments among them.
 //!    Before the free mark of a journal segment, commits that cover all LSNs in it are durable in
 //!    a later journal segment: else the volume's last LSN would go back.
 //! 5. **Seal.** A footer is built only when all batches of its segment and all earlier ones of its

@@ -169,6 +169,10 @@ struct Model {
     /// Segments opened, with their numbers, not sealed yet.
     open: BTreeMap<u64, LogStream>,
     marked: BTreeSet<u64>,
+    /// The highest LSN in a journal segment that is sealed.
+    sealed_lsn: u64,
+    /// The highest LSN in each journal segment, by its number.
+    lsns: BTreeMap<u64, u64>,
 }
 
 impl Model {
@@ -180,6 +184,8 @@ impl Model {
             sealed: Vec::new(),
             open: BTreeMap::new(),
             marked: BTreeSet::new(),
+            sealed_lsn: 0,
+            lsns: BTreeMap::new(),
         }
     }
 
@@ -198,10 +204,12 @@ impl Model {
         self.open.insert(seq, stream);
         let mut items = vec![item];
         if stream == Journal && self.marked.insert(seq) {
-            let committed = self
-                .lsn
-                .saturating_sub(u64::from(items[0].0.kind.takes_lsn() && !items[0].0.moved));
+            // Commits may lag, but not behind what is sealed.
+            let committed = self.lsn.saturating_sub(4).max(self.sealed_lsn);
             items.insert(0, self.writer.item(Kind::Commit, 0, 0, 0, committed));
+        }
+        if stream == Journal {
+            self.lsns.insert(seq, self.lsn);
         }
         self.writer.put(stream, &items).last().copied()
     }
@@ -224,6 +232,7 @@ impl Model {
         });
         if let Some((segment, seal, seq)) = sealed {
             self.open.remove(&seq);
+            self.sealed_lsn = self.sealed_lsn.max(self.lsns.remove(&seq).unwrap_or(0));
             self.sealed.push(Sealed { stream, segment, seq, seal });
         }
     }
@@ -356,6 +365,7 @@ impl Model {
         self.check(&got);
         self.writer.adopt(&got);
         self.open.clear();
+        self.sealed_lsn = self.lsn;
         self.sealed = (0u32..)
             .zip(&got.segments)
             .filter_map(|(segment, info)| {
