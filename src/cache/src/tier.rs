@@ -172,6 +172,11 @@ impl<B: Clone> Tier<B> {
         some
     }
 
+    /// The names of the blocks here, in no order.
+    pub fn keys(&self) -> impl Iterator<Item = Key> + '_ {
+        self.pages.iter().filter(|page| page.buf.is_some()).map(|page| page.key)
+    }
+
     /// Blocks here.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -10,7 +10,7 @@
 
 mod harness;
 
-use forebay_cache::engine::{CacheMode, ControlError, Event, Limits, OnFailure};
+use forebay_cache::engine::{CacheMode, ControlError, CopyAt, Event, Limits, OnFailure};
 use forebay_io::{BlockError, DeviceError, Duration, Instant, Outcome, RequestOp};
 use harness::{Setup, World};
 
@@ -469,12 +469,18 @@ fn the_cache_device_fails_clean_reads_and_writes_go_on_dirty_ranges_are_listed()
     let mut listed = Vec::new();
     w.engine.dirty_ranges(World::id(0), |first, blocks| listed.push((first, blocks)));
     assert_eq!(listed, [(4, 2)]);
+    let places = w.engine.locate(World::id(0), 0, 8, 10);
+    let places: Vec<_> = places.iter().map(|p| (p.block, p.blocks, p.copy)).collect();
+    let wanted = [(0, 4, CopyAt::Backing), (4, 2, CopyAt::Lost), (6, 2, CopyAt::Backing)];
+    assert_eq!(places, wanted);
+    assert_eq!(w.engine.volume_stats(World::id(0)).unwrap().lost_bytes, 2 * K);
     // Writes go to the backing device and heal what they cover.
     w.write(0, 4 * K, K);
     w.write(0, 100 * K, K);
     w.read(0, 4 * K, K);
     let writes = writes_in(&w.backing[0].peek(4 * K, K));
     assert_eq!(writes, [3]);
+    assert_eq!(w.engine.volume_stats(World::id(0)).unwrap().lost_bytes, K);
     let lost = w.ask(0, RequestOp::Read, 5 * K, K);
     assert_eq!(w.wait_done(lost), Outcome::Failed(BlockError::Unrecovered));
     assert!(w.engine.cause(World::id(0), Instant(w.now)).unwrap().contains("cache device failed"));

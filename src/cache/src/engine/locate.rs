@@ -13,7 +13,7 @@ pub enum CopyAt {
     Clean,
     /// On the backing device.
     Backing,
-    /// In the cache, and it cannot be read back.
+    /// In the cache alone, and it cannot be read back: it is damaged, or the device failed.
     Lost,
 }
 
@@ -37,17 +37,26 @@ impl<B: Buf> Engine<B> {
         let mut found: Vec<Place> = Vec::new();
         let Some(at) = self.vols.find(id) else { return found };
         let Some(vol) = self.vols.get(at) else { return found };
+        let failed = self.cache_failed.is_some();
         for block in first..first.saturating_add(blocks).min(vol.size.div_ceil(super::BLOCK)) {
             let Some(key) = self.vols.key(at, block) else { break };
+            let in_memory = vol.caching && self.tier.contains(key);
             let copy = match self.index.get(key) {
                 _ if !vol.caching => CopyAt::Backing,
                 Some(entry) if entry.flags.spare() & spare::BAD != 0 => CopyAt::Lost,
+                // Of a failed device there is only what the memory tier has.
+                Some(entry) if failed && !in_memory => {
+                    if entry.flags.dirty() {
+                        CopyAt::Lost
+                    } else {
+                        CopyAt::Backing
+                    }
+                }
                 Some(entry) if entry.flags.dirty() => CopyAt::Dirty,
                 Some(_) => CopyAt::Clean,
                 None if vol.ranges.get(block).is_some_and(|range| range.dirty) => CopyAt::Dirty,
                 None => CopyAt::Backing,
             };
-            let in_memory = vol.caching && self.tier.contains(key);
             let full = found.len() == places;
             match found.last_mut() {
                 Some(last) if (last.copy, last.in_memory) == (copy, in_memory) => last.blocks += 1,

@@ -2,6 +2,8 @@
 
 use super::Engine;
 use super::types::{BLOCK, CacheMode};
+use super::volume::{Volume, spare};
+use crate::index::Key;
 use crate::policy::PolicyStats;
 use crate::tier::TierStats;
 use forebay_io::{Buf, DeviceError, Duration, Instant, Lsn, VolumeId};
@@ -152,7 +154,7 @@ impl<B: Buf> Engine<B> {
             target: vol.target,
             dirty_bytes: vol.dirty * BLOCK,
             zero_ranges: vol.ranges.len() as u64,
-            lost_bytes: vol.lost_blocks * BLOCK,
+            lost_bytes: self.lost_blocks(vol) * BLOCK,
             draining: vol.draining,
             committed: Lsn(vol.committed),
             last: Lsn(vol.next_lsn - 1),
@@ -162,6 +164,20 @@ impl<B: Buf> Engine<B> {
             requests: vol.requests,
             backing_ops: vol.backing_ops,
         })
+    }
+
+    /// Dirty blocks that cannot be read back: damaged ones, or, once the cache device has failed,
+    /// all that the memory tier does not have as well. Takes time in proportion to the tier then.
+    fn lost_blocks(&self, vol: &Volume) -> u64 {
+        if self.cache_failed.is_none() {
+            return vol.lost_blocks;
+        }
+        let dirty = |key: &Key| {
+            let entry = self.index.get(*key);
+            entry.is_some_and(|e| e.flags.dirty() && e.flags.spare() & spare::BAD == 0)
+        };
+        let saved = self.tier.keys().filter(|key| key.volume() == vol.index).filter(dirty).count();
+        vol.dirty.saturating_sub(saved as u64)
     }
 
     /// Why a volume does not do what one might expect of it now, in words; `None` while all is well.
