@@ -29,11 +29,8 @@ pub(crate) fn open_backing(
 ) -> Result<DeviceInfo> {
     let uri = uri.to_owned();
     reactors.call(reactor, move |service, _| {
-        let device = forebay_driver::open(&uri, &service.drivers).map_err(|error| {
-            ControlError::failed(format!("the backing device cannot be opened: {error}"))
-                .field("backing")
-                .value(&uri)
-        })?;
+        let device = forebay_driver::open(&uri, &service.drivers)
+            .map_err(|error| super::backing::unopened(&uri, &error))?;
         let info = device.info().clone();
         service.devices.add_backing(id, Unit::new(uri, device));
         Ok(info)

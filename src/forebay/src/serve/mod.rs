@@ -5,10 +5,11 @@
 //! | `start` | reactors, cache devices, recovery |
 //! | `service` | what runs on a reactor |
 //! | `net`, `devices`, `shard`, `volumes` | its parts |
-//! | `node` | the control plane's way to the reactors; `registry`, `attach`, `limits`, `faults` are its parts |
+//! | `node` | the control plane's way to the reactors; `registry`, `attach`, `backing`, `limits`, `faults` are its parts |
 //! | `stat`, `live` | what is shown |
 
 mod attach;
+mod backing;
 mod calls;
 mod devices;
 pub(crate) mod drive;
@@ -64,6 +65,7 @@ pub(crate) fn run(config: ServeConfig) -> Result<()> {
     let config = prepared.effective();
     let store = FileStore::open(&config.node.state_dir, &config.node.name).map_err(store_error)?;
     let (listeners, listening) = listen(&config)?;
+    backing::check_all(&config, &store)?;
     let started = start::start(&config)?;
     let caches = caches(&config, &started.found);
     for cache in &caches {

@@ -4,6 +4,7 @@ use super::attach::{
     Identity, Presentation, add_to_engine, close_backing, engine_error, open_backing, parse_nqn,
     present,
 };
+use super::backing::check as check_backing;
 use super::calls::Reactors;
 use super::registry::{
     Down, Registry, Served, engine_mode, from_kept, kept_mode, shown_mode, store_error,
@@ -552,47 +553,6 @@ impl Node {
         }
         Ok(())
     }
-}
-
-fn check_backing(
-    key: &forebay_cluster::VolumeKey,
-    config: &VolumeConfig,
-    info: &DeviceInfo,
-) -> Result<()> {
-    let refuse = |message: String, remedy: &str| {
-        Err(ControlError::new(ErrorKind::Unsafe, message)
-            .field("backing")
-            .value(&config.backing)
-            .remedy(remedy))
-    };
-    if key.backing_identity != info.identity {
-        return refuse(
-            format!(
-                "volume {} belongs to the backing device \"{}\", this is \"{}\"",
-                key.name, key.backing_identity, info.identity
-            ),
-            "give it its own backing device; nothing was changed",
-        );
-    }
-    if info.size < key.size {
-        return refuse(
-            format!(
-                "the backing device of volume {} has shrunk from {} to {} bytes",
-                key.name, key.size, info.size
-            ),
-            "give it back its size; nothing was changed",
-        );
-    }
-    if key.block_size != config.block_size {
-        return refuse(
-            format!(
-                "volume {} was made with blocks of {} bytes, not {}",
-                key.name, key.block_size, config.block_size
-            ),
-            "a block size is fixed when a volume is made",
-        );
-    }
-    Ok(())
 }
 
 /// Who may connect to a volume.

@@ -1,0 +1,77 @@
+//! Whether a volume's backing device is the one that it was made over.
+
+use forebay_cluster::{FileStore, VolumeKey};
+use forebay_control::config::{ServeConfig, VolumeConfig};
+use forebay_control::error::{ControlError, ErrorKind, Result};
+use forebay_driver::DriverContext;
+use forebay_io::{Device, DeviceInfo};
+use forebay_reactor::{LoopTime, MonotonicClock, RegionTable, WaitSet};
+use std::sync::Arc;
+
+/// Checks the backing files and block devices of all volumes that there were before, while nothing
+/// has touched a cache device yet: recovery writes to it, and a refusal must leave everything as it
+/// was. Devices behind a network are checked when they are opened to be used.
+///
+/// # Errors
+/// The first device that cannot be opened or is not the volume's, with what to do.
+pub(crate) fn check_all(config: &ServeConfig, store: &FileStore) -> Result<()> {
+    let failed = |error: &dyn std::fmt::Display| ControlError::failed(format!("devices: {error}"));
+    let wait = WaitSet::new().map_err(|error| failed(&error))?;
+    let time = LoopTime::new(MonotonicClock.now());
+    let context = DriverContext::new(time, wait, Arc::new(RegionTable::new()));
+    for volume in config.volumes.iter().filter(|volume| !volume.backing.contains("nvmf+")) {
+        let Some(keyed) = store.find(&volume.name) else { continue };
+        let device = forebay_driver::open(&volume.backing, &context)
+            .map_err(|error| unopened(&volume.backing, &error))?;
+        check(&keyed.key, volume, device.info())?;
+    }
+    Ok(())
+}
+
+/// A backing device that cannot be opened.
+pub(crate) fn unopened(uri: &str, error: &dyn std::fmt::Display) -> ControlError {
+    ControlError::failed(format!("the backing device cannot be opened: {error}"))
+        .field("backing")
+        .value(uri)
+}
+
+/// Checks a device against the volume's key.
+///
+/// # Errors
+/// Unsafe: another device, or one that has shrunk.
+pub(crate) fn check(key: &VolumeKey, config: &VolumeConfig, info: &DeviceInfo) -> Result<()> {
+    let refuse = |message: String, remedy: &str| {
+        Err(ControlError::new(ErrorKind::Unsafe, message)
+            .field("backing")
+            .value(&config.backing)
+            .remedy(remedy))
+    };
+    if key.backing_identity != info.identity {
+        return refuse(
+            format!(
+                "volume {} belongs to the backing device \"{}\", this is \"{}\"",
+                key.name, key.backing_identity, info.identity
+            ),
+            "give it its own backing device; nothing was changed",
+        );
+    }
+    if info.size < key.size {
+        return refuse(
+            format!(
+                "the backing device of volume {} has shrunk from {} to {} bytes",
+                key.name, key.size, info.size
+            ),
+            "give it back its size; nothing was changed",
+        );
+    }
+    if key.block_size != config.block_size {
+        return refuse(
+            format!(
+                "volume {} was made with blocks of {} bytes, not {}",
+                key.name, key.block_size, config.block_size
+            ),
+            "a block size is fixed when a volume is made",
+        );
+    }
+    Ok(())
+}
