@@ -11,6 +11,8 @@ restarts() {
     expect_kernel 'nvme nvme[0-9]+: (starting error recovery|failed to connect socket: -111|failed to send request -(32|104)|queue [0-9]+: .*)$'
     expect_kernel 'block nvme[0-9]+n1: no usable path - requeuing I/O$'
     expect_kernel 'nvme_ns_head_submit_bio: [0-9]+ callbacks suppressed$'
+    # A keep-alive that meets a connection on its way down ends unsent; its round trip is then counted from the one before.
+    expect_kernel 'nvme nvme[0-9]+: (long keepalive RTT \([0-9]+ ms\)|failed nvme_keep_alive_end_io error=10)$'
     expect_restart
     connect "$volume" -i 4 --reconnect-delay=1 --ctrl-loss-tmo=60
     device=$(device_of "$volume")
