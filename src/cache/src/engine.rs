@@ -619,7 +619,7 @@ impl<B: Buf> Engine<B> {
                 at = at.min(req.release.max(self.last_poll + throttle::RETRY));
             }
         }
-        if let Some(oldest) = self.oldest {
+        if let Some(oldest) = self.oldest.filter(|_| self.cache_failed.is_none()) {
             at = at.min((oldest + self.limits.dirty_age).max(self.last_poll + throttle::RETRY));
         }
         at

@@ -487,6 +487,33 @@ fn the_cache_device_fails_clean_reads_and_writes_go_on_dirty_ranges_are_listed()
 }
 
 #[test]
+fn a_volatile_cache_device_fails_at_a_flush_and_everything_that_waits_for_it_ends() {
+    for error in [DeviceError::Gone, DeviceError::Io(5)] {
+        let volumes = vec![(2 << 20, 4096, CacheMode::WriteBack)];
+        let mut w = World::new(8, Setup { volumes, volatile: true, ..Setup::default() });
+        w.write(0, 0, 4 * K);
+        w.drain(0);
+        w.cache.faults.flush = Some(error);
+        let asked: Vec<u64> = (0..20)
+            .map(|n| match n % 2 {
+                0 => w.ask(0, RequestOp::Write, n * 8 * K, K),
+                _ => w.ask(0, RequestOp::Flush, 0, 0),
+            })
+            .collect();
+        for tag in asked {
+            w.wait_done(tag);
+        }
+        w.wait_for(|e| matches!(e, Event::CacheFailed { .. }));
+        // Nothing is tried for ever.
+        w.run_for(5_000_000_000);
+        let errors = w.engine.stats(Instant(w.now)).counts.cache_errors;
+        assert!(errors < 20, "{errors} tries of a device that failed");
+        let flush = w.ask(0, RequestOp::Flush, 0, 0);
+        assert_eq!(w.wait_done(flush), Outcome::Done, "the backing device's own");
+    }
+}
+
+#[test]
 fn a_wrong_crc_on_a_clean_block_is_a_miss_and_on_a_dirty_one_a_media_error() {
     let mut w = lazy(6, CacheMode::WriteBack);
     w.write(0, 0, 4 * K);

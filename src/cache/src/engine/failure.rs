@@ -95,6 +95,9 @@ impl<B: Buf> Engine<B> {
                 }
             }
         }
+        for h in self.flush_give_up() {
+            self.refuse(h);
+        }
         let stalled = core::mem::take(&mut self.stalled);
         for h in stalled {
             match self.reqs.get(h).map(|req| req.stage) {
@@ -108,7 +111,7 @@ impl<B: Buf> Engine<B> {
 
     /// The data of a request went down with the cache device before it was acknowledged: the host
     /// tries again, and its data goes to the backing device then.
-    fn refuse(&mut self, h: Handle) {
+    pub(super) fn refuse(&mut self, h: Handle) {
         self.finish(h, Outcome::Failed(BlockError::NotReady));
     }
 

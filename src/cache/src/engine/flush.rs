@@ -47,7 +47,8 @@ impl<B: Buf> Engine<B> {
 
     /// Begins a flush if one is wanted and none is under way.
     pub(super) fn flush_pump(&mut self, now: Instant) {
-        if self.flush.under_way || self.flush.wanted <= self.flush.started {
+        let wanted = self.flush.wanted > self.flush.started;
+        if self.flush.under_way || !wanted || self.cache_failed.is_some() {
             return;
         }
         self.flush.started += 1;
@@ -69,7 +70,7 @@ impl<B: Buf> Engine<B> {
         if let Err(error) = result {
             // Tried again: nothing that waits for it goes on before one succeeds.
             self.flush.started -= 1;
-            self.flush_errors += 1;
+            self.flush_errors = self.flush_errors.saturating_add(1);
             let last = self.flush_errors >= 3;
             self.cache_error(cx, error, last);
             return;
@@ -90,8 +91,17 @@ impl<B: Buf> Engine<B> {
         self.flush.waiting = waiting;
     }
 
+    /// The requests that wait for a flush which will not come.
+    pub(super) fn flush_give_up(&mut self) -> Vec<Handle> {
+        core::mem::take(&mut self.flush.waiting)
+    }
+
     /// Ends, or takes up again, a request once all that is completed now is durable.
     pub(super) fn flush_wait(&mut self, now: Instant, h: Handle) {
+        if self.cache_failed.is_some() {
+            self.refuse(h);
+            return;
+        }
         let ticket = self.flush_ticket();
         if let Some(req) = self.reqs.get_mut(h) {
             (req.stage, req.ticket) = (Stage::Flush, ticket);

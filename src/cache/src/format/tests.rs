@@ -225,7 +225,7 @@ proptest! {
             }
         }
         let last_batch = log.groups().last().map_or(0, |(number, _)| number);
-        for (last, shown) in lasts.into_iter().filter(|(last, shown)| last.lsn.0 > *shown) {
+        for (last, _) in lasts.into_iter().filter(|(last, shown)| last.lsn.0 > *shown) {
             let commit = Record {
                 kind: Kind::Commit, clean: false, block: 0, blocks: 0, slot: 0, ..last
             };
