@@ -17,14 +17,14 @@ restarts() {
     connect "$volume" -i 4 --reconnect-delay=1 --ctrl-loss-tmo=60
     device=$(device_of "$volume")
     shape=(--bssplit=4k/40:16k/30:64k/20:256k/10 --size=64m --iodepth=8 --rw=randwrite --verify=crc32c)
-    # The rate makes it last: about 27 s of writing, longer than three restarts on a busy machine.
-    run_fio "$device" "${shape[@]}" --do_verify=0 --rate=2400k,2400k &
+    # The rate makes it last: about 20 s of writing, longer than three restarts on a busy machine.
+    run_fio "$device" "${shape[@]}" --do_verify=0 --rate=3200k,3200k &
     load=$! # starting the target changes $!
     for _ in 1 2 3; do restart_under "$load" "$volume" "$how" 2; done
     wait "$load"
     bytes=$(fio_bytes write)
     midway "$device"
-    run_fio "$device" "${shape[@]}" --verify_only=1 --rate=5m,5m &
+    run_fio "$device" "${shape[@]}" --verify_only=1 --rate=8m,8m &
     load=$!
     restart_under "$load" "$volume" "$how" 1
     wait "$load"
