@@ -143,11 +143,11 @@ impl fmt::Display for OpenError {
             Self::Foreign(what) => write!(
                 f,
                 "the device holds {what}, not a Forebay cache: check that it is the right one; \
-                 `forebay format --force DEVICE` destroys what is there"
+                 `forebay format DEVICE --force NAME` destroys what is there"
             ),
             Self::Unknown => f.write_str(
                 "the device holds data that is not a Forebay cache: check that it is the right one; \
-                 `forebay format --force DEVICE` destroys what is there",
+                 `forebay format DEVICE --force NAME` destroys what is there",
             ),
             Self::Version { found } if *found > VERSION => write!(
                 f,

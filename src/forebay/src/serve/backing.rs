@@ -3,9 +3,10 @@
 use forebay_cluster::{FileStore, VolumeKey};
 use forebay_control::config::{ServeConfig, VolumeConfig};
 use forebay_control::error::{ControlError, ErrorKind, Result};
-use forebay_driver::DriverContext;
+use forebay_driver::{DeviceUri, DriverContext};
 use forebay_io::{Device, DeviceInfo};
 use forebay_reactor::{LoopTime, MonotonicClock, RegionTable, WaitSet};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Checks the backing files and block devices of all volumes that there were before, while nothing
@@ -21,11 +22,38 @@ pub(crate) fn check_all(config: &ServeConfig, store: &FileStore) -> Result<()> {
     let context = DriverContext::new(time, wait, Arc::new(RegionTable::new()));
     for volume in config.volumes.iter().filter(|volume| !volume.backing.contains("nvmf+")) {
         let Some(keyed) = store.find(&volume.name) else { continue };
+        if path_of(&volume.backing).is_some_and(|path| !Path::new(&path).exists()) {
+            // Opened with a size it would be made anew, blank.
+            return Err(missing(&keyed.key, volume));
+        }
         let device = forebay_driver::open(&volume.backing, &context)
             .map_err(|error| unopened(&volume.backing, &error))?;
         check(&keyed.key, volume, device.info())?;
     }
     Ok(())
+}
+
+/// The path of a file or block device, out of what wraps it.
+fn path_of(uri: &str) -> Option<String> {
+    let mut uri: DeviceUri = uri.parse().ok()?;
+    loop {
+        uri = match uri {
+            DeviceUri::Uring { path, .. } => return Some(path),
+            DeviceUri::Slow { inner, .. } | DeviceUri::Fault { inner, .. } => *inner,
+            _ => return None,
+        };
+    }
+}
+
+/// A volume's backing device that is not there.
+fn missing(key: &VolumeKey, volume: &VolumeConfig) -> ControlError {
+    ControlError::failed(format!("the backing device of volume {} is not there", volume.name))
+        .field("backing")
+        .value(&volume.backing)
+        .remedy(format!(
+            "attach it: the volume belongs to \"{}\"; nothing was changed",
+            key.backing_identity
+        ))
 }
 
 /// A backing device that cannot be opened.
@@ -74,4 +102,19 @@ pub(crate) fn check(key: &VolumeKey, config: &VolumeConfig, info: &DeviceInfo) -
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::path_of;
+
+    #[test]
+    fn paths_are_found_inside_wrappers() {
+        assert_eq!(path_of("uring:/dev/sdb"), Some("/dev/sdb".to_owned()));
+        assert_eq!(
+            path_of("fault:slow:uring:/a/b.img?size=8G&read_us=5"),
+            Some("/a/b.img".to_owned())
+        );
+        assert_eq!(path_of("mem:?size=1G"), None);
+    }
 }
