@@ -146,12 +146,20 @@ impl Rig {
         );
     }
 
-    /// Killed, and started again with a device that works: it holds records that are older than
+    /// Stopped or killed, and started again with a device that works: it holds records that are older than
     /// what went to the backing store meanwhile. It is refused. Made anew, it lets the volume go
     /// on once somebody has said that the old cache is lost, and nothing stale is read.
     fn check_restart(mut self, fault: &str) {
-        drop(self.host);
-        self.daemon.kill();
+        self.host.disconnect();
+        let how = if fault == "gone" {
+            let (status, took) = self.daemon.interrupt();
+            assert_eq!(status.code(), Some(0), "Ctrl-C ends it well: {status}");
+            assert!(took < Duration::from_secs(20), "Ctrl-C took {took:?}");
+            "stopped"
+        } else {
+            self.daemon.kill();
+            "killed"
+        };
         let refusal = refused(&self.setup);
         assert_eq!(refusal.code, Some(5), "refused as unsafe: {}", refusal.text);
         assert!(refusal.text.contains("--lost-cache"), "says what to do: {}", refusal.text);
@@ -185,7 +193,7 @@ impl Rig {
         }
         self.load.assert_no_errors();
         println!(
-            "process: restart after cache {fault}: refused, then cold after volume recover: \
+            "process: {how} after cache {fault}: refused, then cold after volume recover: \
              {verified} blocks verified; \"{}\"",
             refusal.text.trim()
         );

@@ -159,7 +159,7 @@ fn a_second_process_on_one_cache_device() {
 
 #[test]
 fn a_backing_device_that_shrank_or_was_swapped() {
-    let (setup, mut load, cache, backing) = used(seed(63), true);
+    let (mut setup, mut load, cache, backing) = used(seed(63), true);
     let whole = fs::read(&backing).unwrap();
     fs::File::options().write(true).open(&backing).unwrap().set_len(BACKING / 2).unwrap();
     let names = ["backing.img"];
@@ -171,11 +171,16 @@ fn a_backing_device_that_shrank_or_was_swapped() {
     fs::rename(&backing, &aside).unwrap();
     fs::write(&aside, &whole).unwrap();
     fs::File::create(&backing).unwrap().set_len(BACKING).unwrap();
-    let says = ["another", "other", "identity"];
+    let says = ["give it its own", "another", "identity"];
     check("swapped backing device", &setup, &[&cache, &backing], &names, &says);
 
     fs::rename(&backing, setup.dir.file("foreign.img")).unwrap();
-    check("backing device that is not there", &setup, &[&cache], &names, &["no such", "not there"]);
+    check("backing device that is not there", &setup, &[&cache], &names, &["not there"]);
+    let plain = setup.volumes[0].backing.clone();
+    setup.volumes[0].backing += "?size=48M";
+    check("backing device that is not there", &setup, &[&cache], &names, &["not there"]);
+    assert!(!backing.exists(), "a backing device that has a volume is not made anew");
+    setup.volumes[0].backing = plain;
     fs::rename(&aside, &backing).unwrap();
     check_served(&setup, &mut load);
 }
