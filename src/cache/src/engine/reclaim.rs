@@ -22,6 +22,9 @@ use forebay_io::{Buf, BufPool, Completion, DeviceError, Instant, Op};
 /// Blocks read to be appended again, at once.
 const READS_MAX: usize = 16;
 
+/// Entries of the list of blocks that stay which are gone through before it is tidied.
+const ROUND_MAX: usize = 4096;
+
 /// Tries of a dirty block that the device does not give, before it is given up.
 const UNREADABLE_MAX: u8 = 20;
 
@@ -272,7 +275,13 @@ impl<B: Buf> Engine<B> {
     }
 
     fn reclaim_copy<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
+        if self.reclaim.reads == 0 {
+            // What was asked again stands behind what is done with: the list must not grow for ever.
+            self.reclaim.keep.drain(..self.reclaim.next);
+            self.reclaim.next = 0;
+        }
         while self.reclaim.reads < READS_MAX
+            && (self.reclaim.next < ROUND_MAX || self.reclaim.reads == 0)
             && let Some(keep) = self.reclaim.keep.get(self.reclaim.next).copied()
         {
             if !self.keeps(&keep) {
