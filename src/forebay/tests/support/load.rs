@@ -202,12 +202,17 @@ impl Load {
         self.read_all(host, &reads)
     }
 
-    /// Reads single units drawn as the load draws them: the same ones for the same seed.
+    /// Reads single units drawn as the load draws them: the same ones for the same seed, but for
+    /// those whose data the host has since replaced by zeroes. Returns how many; all were right.
     pub fn sample(&mut self, host: &mut Host, seed: u64, reads: usize) -> u64 {
         let mut random = Random::new(seed);
-        let all: Vec<(u64, u64)> =
-            (0..reads).map(|_| (place(&self.plan, &mut random, 1), 1)).collect();
-        self.read_all(host, &all)
+        let all: Vec<(u64, u64)> = (0..reads)
+            .map(|_| (place(&self.plan, &mut random, 1), 1))
+            .filter(|(unit, _)| !self.model.may_be_zeroed(*unit))
+            .collect();
+        let right = self.read_all(host, &all);
+        assert_eq!(right, all.len() as u64, "{:?}", self.counts.errors);
+        right
     }
 
     /// Writes each of these ranges of units once.

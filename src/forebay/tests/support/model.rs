@@ -157,6 +157,13 @@ impl Model {
         wrong
     }
 
+    /// Whether a write of zeroes may be what a unit holds.
+    pub fn may_be_zeroed(&self, unit: u64) -> bool {
+        let register = &self.units[usize::try_from(unit).unwrap()];
+        let mut now = register.candidates.iter().filter(|c| c.dead.is_none());
+        now.any(|c| c.content == Content::Zeroes && c.submitted > 0)
+    }
+
     /// What a unit holds, where that is certain.
     pub fn certain(&self, unit: u64) -> Option<Content> {
         let register = &self.units[usize::try_from(unit).unwrap()];
