@@ -23,7 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("forebay-cluster", &["forebay-wire", "forebay-io", "forebay-node"]),
     ("forebay-control", &["forebay-io", "forebay-node", "forebay-reactor"]),
     ("forebay-bench", ABOVE),
-    ("forebay", ABOVE_AND_BENCH),
+    ("forebay", ABOVE),
     ("edges", &[]),
     ("fuzz", ABOVE),
 ];
@@ -39,20 +39,6 @@ const ABOVE: &[&str] = &[
     "forebay-driver",
     "forebay-cluster",
     "forebay-control",
-];
-
-const ABOVE_AND_BENCH: &[&str] = &[
-    "forebay-wire",
-    "forebay-io",
-    "forebay-hugepages",
-    "forebay-nvmf",
-    "forebay-cache",
-    "forebay-node",
-    "forebay-reactor",
-    "forebay-driver",
-    "forebay-cluster",
-    "forebay-control",
-    "forebay-bench",
 ];
 
 /// Crates that are core: they must forbid unsafe code in their first lines.
@@ -100,7 +86,9 @@ fn check(metadata: &Value) -> (usize, Vec<String>) {
             checked += 1;
             // A crate's tests may drive it with what it does not otherwise know.
             let for_tests = dependency["kind"].as_str() == Some("dev");
-            if !for_tests && !allowed.contains(&to) {
+            // The binary alone may use the load generator, besides all that the latter may use.
+            let bench = (name, to) == ("forebay", "forebay-bench");
+            if !for_tests && !bench && !allowed.contains(&to) {
                 problems.push(format!("{name} -> {to} is not an allowed edge"));
             }
         }
