@@ -5,7 +5,7 @@
 //! | `start` | reactors, cache devices, recovery |
 //! | `service` | what runs on a reactor |
 //! | `net`, `devices`, `shard`, `volumes` | its parts |
-//! | `node` | the control plane's way to the reactors; `registry`, `attach`, `backing`, `limits`, `faults` are its parts |
+//! | `node` | the control plane's way to the reactors; `registry`, `attach`, `publish`, `follow`, `backing`, `limits`, `faults` are its parts |
 //! | `stat`, `live` | what is shown |
 
 mod attach;
@@ -16,10 +16,12 @@ pub(crate) mod drive;
 mod failed;
 mod fault_plan;
 mod faults;
+mod follow;
 mod limits;
 mod live;
 mod net;
 mod node;
+mod publish;
 mod registry;
 mod service;
 mod shard;

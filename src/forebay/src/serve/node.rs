@@ -6,10 +6,9 @@ use super::attach::{
 };
 use super::backing::check as check_backing;
 use super::calls::Reactors;
-use super::registry::{
-    Down, Registry, Served, engine_mode, from_kept, kept_mode, shown_mode, store_error,
-};
-use super::service::Directory;
+use super::follow::Look;
+use super::publish::{access, home_of, serial, volatile};
+use super::registry::{Down, Registry, Served, engine_mode, from_kept, kept_mode, store_error};
 use super::stat::Sampler;
 use forebay_cluster::{NewVolume, Placement};
 use forebay_control::config::{ServeConfig, VolumeConfig};
@@ -19,16 +18,8 @@ use forebay_control::node::{Copy, DeviceFault, LbaRange, Located, LostCache, Nod
 use forebay_control::stat::{NodeStat, NodeState};
 use forebay_control::value::{Durability, Mode};
 use forebay_io::{DeviceInfo, Epoch, Uuid};
-use forebay_nvmf::target::{DiscoveryRecord, HostAccess};
-use forebay_wire::log::{DiscoveryEntry, SubsystemType, trtype};
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::Duration;
-
-/// How often a job looks how far it is.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// A cache device as it was found at start.
 #[derive(Clone, Debug)]
@@ -42,9 +33,9 @@ pub(crate) struct CacheUnit {
 }
 
 /// What changes while the node runs.
-struct Inner {
-    registry: Registry,
-    hosts: Vec<String>,
+pub(crate) struct Inner {
+    pub(crate) registry: Registry,
+    pub(crate) hosts: Vec<String>,
     state: NodeState,
     sampler: Sampler,
 }
@@ -72,7 +63,7 @@ impl Node {
         Self { config, reactors, caches, listening, inner: Mutex::new(inner) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         // A panic in another call leaves tables that are still whole.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -263,94 +254,6 @@ impl Node {
                 .remedy("add a [[cache]] section to the configuration")
         })
     }
-
-    /// Tells all reactors where subsystems live, and discovery what there is.
-    fn publish(&self, inner: &Inner) -> Result<()> {
-        let mut homes = BTreeMap::new();
-        for served in &inner.registry.served {
-            homes.insert(parse_nqn(&served.nqn)?, home_of(&inner.registry, served));
-        }
-        let directory = Arc::new(Directory { homes });
-        let records = self.discovery(inner)?;
-        self.reactors.each(move |service, context| {
-            service.directory = Arc::clone(&directory);
-            service.shard.target.set_discovery(records.clone(), context.now);
-        })?;
-        Ok(())
-    }
-
-    fn discovery(&self, inner: &Inner) -> Result<Vec<DiscoveryRecord>> {
-        let mut records = Vec::new();
-        let mut seen = BTreeSet::new();
-        for served in &inner.registry.served {
-            if !seen.insert(served.nqn.clone()) {
-                continue;
-            }
-            let any = self.config.security.any_host_from_loopback;
-            let hosts = access(&served.config, &inner.hosts, any)?;
-            for (port, address) in (0u16..).zip(&self.listening) {
-                let entry = discovery_entry(&served.nqn, port, address)?;
-                records.push(DiscoveryRecord { entry, hosts: hosts.clone() });
-            }
-        }
-        Ok(records)
-    }
-
-    /// Follows a job on its own thread until `done`, a cancellation or the end of the node.
-    fn follow(
-        self: &Arc<Self>,
-        job: JobHandle,
-        served: Served,
-        done: impl Fn(&Node, &Look) -> Option<Result<()>> + Send + 'static,
-        cancelled: impl Fn(&Node) + Send + 'static,
-    ) {
-        let node = Arc::clone(self);
-        let body = move || {
-            loop {
-                let look = match node.look(&served) {
-                    Ok(look) => look,
-                    Err(error) => return job.finish(Err(error)),
-                };
-                if let Some(result) = done(&node, &look) {
-                    return job.finish(result);
-                }
-                if job.is_cancelled() {
-                    cancelled(&node);
-                    return job.finish(Err(ControlError::failed("cancelled")));
-                }
-                job.progress(look.dirty_bytes, look.stall.clone());
-                thread::sleep(LOOK_EVERY);
-            }
-        };
-        // Without a thread the handle is dropped, and the job has failed.
-        let _ = thread::Builder::new().name("job".to_owned()).spawn(body);
-    }
-
-    fn look(&self, served: &Served) -> Result<Look> {
-        let (id, engine) = (served.id, served.engine);
-        self.reactors.call(served.reactor, move |service, _| {
-            let local = service.volumes.get(id);
-            let mode = local.map(|local| shown_mode(local.mode));
-            let drains = local.map_or(0, |local| local.drains);
-            let stall = local.and_then(|local| local.backing_error).map(|error| error.to_string());
-            let detached = local.is_none_or(|local| local.detached);
-            let dirty_bytes = service
-                .shard
-                .engine(engine)
-                .and_then(|part| part.volume_stats(id))
-                .map_or(0, |v| v.dirty_bytes);
-            Look { mode, drains, stall, detached, dirty_bytes }
-        })
-    }
-}
-
-/// How a volume is, for a job that follows it.
-pub(crate) struct Look {
-    mode: Option<Mode>,
-    drains: u64,
-    stall: Option<String>,
-    detached: bool,
-    dirty_bytes: u64,
 }
 
 /// The control plane's handle of the node.
@@ -553,59 +456,6 @@ impl Node {
         }
         Ok(())
     }
-}
-
-/// Who may connect to a volume.
-fn access(config: &VolumeConfig, node: &[String], any: bool) -> Result<HostAccess> {
-    if any && config.hosts.is_none() && node.is_empty() {
-        return Ok(HostAccess::Any);
-    }
-    let names = config.hosts.as_deref().unwrap_or(node);
-    let hosts = names.iter().map(|name| parse_nqn(name)).collect::<Result<BTreeSet<_>>>()?;
-    Ok(HostAccess::Only(hosts))
-}
-
-/// The reactor of a volume's subsystem: that of its lowest namespace.
-fn home_of(registry: &Registry, volume: &Served) -> u32 {
-    let same = registry.served.iter().filter(|other| other.nqn == volume.nqn);
-    same.min_by_key(|other| other.nsid).map_or(volume.reactor, |first| first.reactor)
-}
-
-/// Whether hosts must flush: unless completed writes survive a power loss.
-fn volatile(cache: &CacheUnit) -> bool {
-    match cache.durability {
-        Durability::Auto => cache.info.volatile_write_cache,
-        Durability::Protected => false,
-        Durability::Volatile => true,
-    }
-}
-
-/// A serial number of 20 characters, the same on all nodes: a checksum of the subsystem's name.
-fn serial(nqn: &str) -> String {
-    let low = forebay_io::crc::crc32c(nqn.as_bytes());
-    let high = forebay_io::crc::crc32c(format!("forebay {nqn}").as_bytes());
-    format!("FB{high:08X}{low:08X}")
-}
-
-fn discovery_entry(nqn: &str, port: u16, address: &SocketAddr) -> Result<DiscoveryEntry> {
-    let ip = address.ip().to_canonical();
-    // An empty address stands for the one that the host asked at.
-    let traddr = if ip.is_unspecified() { String::new() } else { ip.to_string() };
-    Ok(DiscoveryEntry {
-        trtype: trtype::TCP,
-        adrfam: if ip.is_ipv4() { 1 } else { 2 },
-        subtype: SubsystemType::Nvm,
-        // Bit 2: hosts may turn flow control of submission queues off; no secure channel.
-        treq: 4,
-        portid: port,
-        cntlid: 0xffff,
-        asqsz: 32,
-        eflags: 0,
-        trsvcid: address.port().to_string(),
-        traddr,
-        subnqn: parse_nqn(nqn)?,
-        tsas: 0,
-    })
 }
 
 /// Which copies of a range are current, joined where neighbours agree.

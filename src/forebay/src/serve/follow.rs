@@ -1,0 +1,71 @@
+//! Jobs of a volume: each looks how far its volume is, on a thread of its own.
+
+use super::node::Node;
+use super::registry::{Served, shown_mode};
+use forebay_control::error::{ControlError, Result};
+use forebay_control::jobs::JobHandle;
+use forebay_control::value::Mode;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+/// How often a job looks how far it is.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// How a volume is, for a job that follows it.
+pub(crate) struct Look {
+    pub(crate) mode: Option<Mode>,
+    pub(crate) drains: u64,
+    pub(crate) stall: Option<String>,
+    pub(crate) detached: bool,
+    pub(crate) dirty_bytes: u64,
+}
+
+impl Node {
+    /// Follows a job on its own thread until `done`, a cancellation or the end of the node.
+    pub(crate) fn follow(
+        self: &Arc<Self>,
+        job: JobHandle,
+        served: Served,
+        done: impl Fn(&Node, &Look) -> Option<Result<()>> + Send + 'static,
+        cancelled: impl Fn(&Node) + Send + 'static,
+    ) {
+        let node = Arc::clone(self);
+        let body = move || {
+            loop {
+                let look = match node.look(&served) {
+                    Ok(look) => look,
+                    Err(error) => return job.finish(Err(error)),
+                };
+                if let Some(result) = done(&node, &look) {
+                    return job.finish(result);
+                }
+                if job.is_cancelled() {
+                    cancelled(&node);
+                    return job.finish(Err(ControlError::failed("cancelled")));
+                }
+                job.progress(look.dirty_bytes, look.stall.clone());
+                thread::sleep(LOOK_EVERY);
+            }
+        };
+        // Without a thread the handle is dropped, and the job has failed.
+        let _ = thread::Builder::new().name("job".to_owned()).spawn(body);
+    }
+
+    pub(crate) fn look(&self, served: &Served) -> Result<Look> {
+        let (id, engine) = (served.id, served.engine);
+        self.reactors.call(served.reactor, move |service, _| {
+            let local = service.volumes.get(id);
+            let mode = local.map(|local| shown_mode(local.mode));
+            let drains = local.map_or(0, |local| local.drains);
+            let stall = local.and_then(|local| local.backing_error).map(|error| error.to_string());
+            let detached = local.is_none_or(|local| local.detached);
+            let dirty_bytes = service
+                .shard
+                .engine(engine)
+                .and_then(|part| part.volume_stats(id))
+                .map_or(0, |v| v.dirty_bytes);
+            Look { mode, drains, stall, detached, dirty_bytes }
+        })
+    }
+}
