@@ -7,7 +7,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`types`] | requests' companions: actions, events, limits, volumes to add |
-//! | `write`, `read`, `fill`, `range_ops`, `backing` | a request's way |
+//! | `intake`, `write`, `read`, `fill`, `range_ops`, `backing` | a request's way |
 //! | `log`, `stream`, `segments`, `seal` | batches, segments, footers |
 //! | `destage`, `reclaim` | dirty data to the backing devices, room for new data |
 //! | `mode`, `super_io` | live switches, drain, attach, detach, stop; the superblock |
@@ -19,6 +19,7 @@ mod extent;
 mod failure;
 mod fill;
 mod flush;
+mod intake;
 mod locate;
 mod log;
 mod mode;
@@ -40,7 +41,7 @@ mod write;
 
 pub use locate::{CopyAt, Place};
 pub use mode::{ControlError, MAX_VOLUMES};
-pub use stats::{Counts, EngineStats, VolumeStats};
+pub use stats::{BlockCounts, Counts, EngineStats, VolumeStats};
 pub use types::{Action, BLOCK, CacheMode, Event, Limits, OnFailure, Source, VolumeSpec};
 
 use crate::fold::Folds;
@@ -54,13 +55,10 @@ use crate::tier::Tier;
 use destage::Destage;
 use fill::Fills;
 use flush::Flushes;
-use forebay_io::{
-    BlockError, Buf, BufPool, Completion, DeviceError, Duration, Instant, Lsn, Outcome, Payload,
-    Piece, Request, RequestOp, Uuid,
-};
+use forebay_io::{Buf, BufPool, Completion, DeviceError, Duration, Instant, Lsn, Piece, Uuid};
 use ops::{Under, What};
 use reclaim::Reclaim;
-use request::{Req, Stage};
+use request::Req;
 use segments::Segments;
 use slab::{Handle, Slab};
 use std::collections::VecDeque;
@@ -264,217 +262,6 @@ impl<B: Buf> Engine<B> {
     #[must_use]
     pub const fn limits(&self) -> &Limits {
         &self.limits
-    }
-
-    /// Takes a host's request. It ends in [`Event::Done`] with its tag.
-    pub fn handle_request<P: BufPool<Buf = B>>(
-        &mut self,
-        request: &Request,
-        payload: Payload<'_, B>,
-        pool: &mut P,
-        now: Instant,
-    ) {
-        let mut cx = Cx { pool, now };
-        match self.admit(request, &payload, now) {
-            Ok(h) => self.begin(&mut cx, h, payload),
-            Err(error) => {
-                self.event(Event::Done { tag: request.tag, outcome: Outcome::Failed(error) });
-            }
-        }
-        self.settle(&mut cx);
-    }
-
-    /// Checks a request and gives it a place.
-    fn admit(
-        &mut self,
-        request: &Request,
-        payload: &Payload<'_, B>,
-        now: Instant,
-    ) -> Result<Handle, BlockError> {
-        let place = self.vols.find(request.volume).ok_or(BlockError::NoSuchVolume)?;
-        let vol = self.vols.get_mut(place).ok_or(BlockError::NoSuchVolume)?;
-        if !vol.attached || vol.detaching || self.stopping {
-            return Err(BlockError::NotReady);
-        }
-        let unit = u64::from(vol.block_size);
-        let offset = request.lba.0.checked_mul(unit).ok_or(BlockError::Internal)?;
-        let len = u64::from(request.blocks) * unit;
-        let flush = request.op == RequestOp::Flush;
-        let inside = offset.checked_add(len).is_some_and(|end| end <= vol.size);
-        if !flush && (len == 0 || !inside) {
-            return Err(BlockError::Internal);
-        }
-        let given = match payload {
-            Payload::None => 0,
-            Payload::Inline(bytes) => bytes.len() as u64,
-            Payload::Owned(buf) => buf.len() as u64,
-            Payload::Pair(a, b) if a.len() == b.len() => a.len() as u64,
-            Payload::Pair(..) => return Err(BlockError::Internal),
-        };
-        let pair = matches!(payload, Payload::Pair(..));
-        let right = match request.op {
-            RequestOp::Write | RequestOp::Compare => given == len && !pair,
-            RequestOp::CompareAndWrite => given == len && pair,
-            _ => true,
-        };
-        if !right {
-            return Err(BlockError::Internal);
-        }
-        let sequential = match request.op {
-            RequestOp::Read => {
-                let (first, end) = (offset / BLOCK, (offset + len).div_ceil(BLOCK));
-                vol.sequential.observe(first, end - first)
-            }
-            _ => false,
-        };
-        let (h, req) = self.reqs.take().ok_or(BlockError::Internal)?;
-        vol.requests += 1;
-        req.reset();
-        req.tag = request.tag;
-        (req.volume, req.op, req.fua) = (place, request.op, request.fua);
-        (req.offset, req.len, req.sequential, req.arrived) = (offset, len, sequential, now);
-        Ok(h)
-    }
-
-    fn begin<P: BufPool<Buf = B>>(
-        &mut self,
-        cx: &mut Cx<'_, P>,
-        h: Handle,
-        payload: Payload<'_, B>,
-    ) {
-        match self.reqs.get(h).map(|req| req.op) {
-            Some(RequestOp::Read) => self.read_begin(cx, h),
-            Some(RequestOp::Write | RequestOp::CompareAndWrite) => self.write_new(cx, h, payload),
-            Some(RequestOp::Compare) => self.compare_begin(cx, h, payload),
-            Some(RequestOp::WriteZeroes { .. } | RequestOp::Deallocate) => self.range_begin(cx, h),
-            Some(RequestOp::Flush) => self.flush_begin(cx, h),
-            None => {}
-        }
-    }
-
-    fn compare_begin<P: BufPool<Buf = B>>(
-        &mut self,
-        cx: &mut Cx<'_, P>,
-        h: Handle,
-        payload: Payload<'_, B>,
-    ) {
-        let buf = match payload {
-            Payload::Owned(buf) => Some(buf),
-            Payload::Inline(bytes) => self.alloc(cx, bytes.len() as u64).and_then(|mut buf| {
-                buf.as_mut_slice()?.copy_from_slice(bytes);
-                Some(buf)
-            }),
-            _ => None,
-        };
-        let Some(buf) = buf else {
-            self.finish(h, Outcome::Failed(BlockError::NotReady));
-            return;
-        };
-        if let Some(req) = self.reqs.get_mut(h) {
-            req.data = Some(buf);
-        }
-        self.compare_read(cx, h);
-    }
-
-    fn compare_read<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
-        let Some(req) = self.reqs.get_mut(h) else { return };
-        req.stage = Stage::Prepare;
-        let (offset, len) = (req.offset, req.len);
-        self.read_range(cx, h, offset, len);
-        self.parts_check(cx, h);
-    }
-
-    /// Takes up a request that was put aside.
-    fn resume<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
-        let Some(req) = self.reqs.get(h) else { return };
-        match req.op {
-            RequestOp::Read => self.read_begin(cx, h),
-            RequestOp::Compare => self.compare_read(cx, h),
-            RequestOp::Flush => self.flush_begin(cx, h),
-            _ if req.committed || req.backing.is_some() => self.backing_go(cx, h),
-            _ => self.write_go(cx, h, None),
-        }
-    }
-
-    /// A claim was granted, or a flush ended, for a request.
-    fn woken<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
-        match self.reqs.get(h).map(|req| req.stage) {
-            Some(Stage::Claim) => self.write_go(cx, h, None),
-            Some(Stage::Backing) => self.backing_issue(cx, h),
-            Some(Stage::Flush) => self.flush_goes_on(cx, h),
-            _ => {}
-        }
-    }
-
-    /// Goes on with all that was woken.
-    fn settle<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
-        while let Some(h) = self.wake.pop_front() {
-            self.woken(cx, h);
-        }
-    }
-
-    /// Ends a request.
-    fn finish(&mut self, h: Handle, outcome: Outcome) {
-        let Some(req) = self.reqs.get_mut(h) else { return };
-        if req.outstanding > 0 && req.stage != Stage::Read && req.stage != Stage::Prepare {
-            // Its edges are still under way.
-            if let Outcome::Failed(error) = outcome {
-                req.error = req.error.or(Some(error));
-            }
-            req.stage = Stage::Edges;
-            return;
-        }
-        let outcome = match (outcome, req.error) {
-            (Outcome::Done, Some(error)) => Outcome::Failed(error),
-            _ => outcome,
-        };
-        let (place, tag, parent) = (req.volume, req.tag, req.parent);
-        let (claim, backing, counted) = (req.claim.take(), req.backing.take(), req.counted);
-        (req.data, req.second) = (None, None);
-        let mut count = 0;
-        if outcome == Outcome::Done && req.op == RequestOp::Read {
-            let mut last: Option<(u64, Piece<B>)> = None;
-            for part in req.parts.drain(..) {
-                let Some(piece) = part.piece else { continue };
-                if let Some((from, open)) = &mut last
-                    && *from != 0
-                    && *from == part.from
-                    && open.offset + open.len == piece.offset
-                {
-                    open.len += piece.len;
-                    continue;
-                }
-                if let Some((_, done)) = last.replace((part.from, piece)) {
-                    self.pieces.push_back(done);
-                    count += 1;
-                }
-            }
-            if let Some((_, done)) = last {
-                self.pieces.push_back(done);
-                count += 1;
-            }
-        } else {
-            req.parts.clear();
-        }
-        self.reqs.free(h);
-        if let Some(vol) = self.vols.get_mut(place) {
-            vol.requests -= 1;
-            vol.journaling -= u64::from(counted);
-        }
-        if let Some(id) = claim {
-            self.release_hold(id);
-        }
-        if let Some(id) = backing {
-            self.release_backing(id);
-        }
-        match parent {
-            Some(parent) => self.edge_over(parent, outcome),
-            None => self.events.push_back((Event::Done { tag, outcome }, count)),
-        }
-    }
-
-    fn event(&mut self, event: Event) {
-        self.events.push_back((event, 0));
     }
 
     /// Takes the end of an operation.

@@ -534,10 +534,14 @@ fn a_wrong_crc_on_a_clean_block_is_a_miss_and_on_a_dirty_one_a_media_error() {
     }
     assert_eq!(rotten, 5);
     assert_eq!(w.read(0, 0, 4 * K).len() as u64, 4 * K);
-    let before = w.engine.stats(Instant(w.now)).counts.misses;
+    let before = w.engine.stats(Instant(w.now)).counts.blocks.misses;
     w.run_for(20_000_000);
     w.read(0, 0, 4 * K);
-    assert_eq!(w.engine.stats(Instant(w.now)).counts.misses, before, "refetched and cached again");
+    assert_eq!(
+        w.engine.stats(Instant(w.now)).counts.blocks.misses,
+        before,
+        "refetched and cached again"
+    );
     let bad = w.ask(0, RequestOp::Read, 8 * K, K);
     assert_eq!(w.wait_done(bad), Outcome::Failed(BlockError::Unrecovered));
     w.wait_for(|e| matches!(e, Event::DirtyLost { block: 8, blocks: 1, .. }));

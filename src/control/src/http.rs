@@ -218,6 +218,15 @@ fn volume_counters(text: &mut Text, volumes: &[VolumeStat]) {
     }
     let help = "Blocks of 4 KiB read by hosts.";
     text.family("volume_read_blocks_total", "counter", help, outcomes);
+    let mut outcomes = Vec::new();
+    for v in volumes {
+        for (outcome, blocks) in [("cached", v.cached_writes), ("bypass", v.bypassed_writes)] {
+            let labels = [label("volume", &v.name), label("outcome", outcome)];
+            outcomes.push((labels.join(","), blocks.to_string()));
+        }
+    }
+    let help = "Blocks of 4 KiB written by hosts.";
+    text.family("volume_write_blocks_total", "counter", help, outcomes);
     let destaged = each(volumes, |v| v.destaged_bytes);
     text.family("volume_destaged_bytes_total", "counter", "Bytes destaged.", destaged);
 }

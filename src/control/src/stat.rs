@@ -232,29 +232,40 @@ pub struct VolumeStat {
     pub write: OpStat,
     /// Host flushes.
     pub flush: OpStat,
-    /// Blocks of 4 KiB that reads found in the cache; of these, in the memory tier.
+    /// Blocks of 4 KiB of Read and Compare commands that ended well, each counted once, that the
+    /// cache had: on its device, in the memory tier, or as a range of zeroes. With `misses` and
+    /// `bypassed` these are all blocks that hosts read.
     pub hits: u64,
-    /// See `hits`.
+    /// Of `hits`, those in the memory tier.
     pub memory_hits: u64,
-    /// Blocks that reads fetched from the backing store and that were then cached, or could be.
+    /// Blocks that such commands got from the backing store as the cache did not have them; they
+    /// were cached then, or could have been.
     pub misses: u64,
-    /// Blocks that reads fetched past the cache: by mode or as sequential.
+    /// Blocks that such commands got from the backing store past the cache: in pass-through, in a
+    /// sequential stream longer than the cutoff, or with the cache device failed.
     pub bypassed: u64,
+    /// Blocks that Write commands put into the cache: in write-back and write-through.
+    #[serde(default)]
+    pub cached_writes: u64,
+    /// Blocks that Write commands put into the backing store alone: in write-around and
+    /// pass-through, or with the cache device failed.
+    #[serde(default)]
+    pub bypassed_writes: u64,
     /// Hits among hits, misses and bypassed in the last interval, 0 to 1; `None` without reads.
     pub hit_ratio: Option<f64>,
-    /// Bytes in the cache.
+    /// Bytes in its cache, of all volumes there.
     pub cached_bytes: u64,
-    /// Bytes in the memory tier.
+    /// Bytes in the memory tier of its cache, of all volumes there.
     pub memory_tier_bytes: u64,
     /// Dirty bytes.
     pub dirty_bytes: u64,
-    /// Bytes of segments that dirty data pins.
+    /// Dirty bytes of its cache, of all volumes there.
     pub dirty_pinned_bytes: u64,
     /// The bound on them.
     pub dirty_max: u64,
-    /// Age of the oldest dirty byte in milliseconds; `None` where none is dirty.
+    /// Age of the oldest dirty byte in its cache in milliseconds; `None` where this volume has none.
     pub oldest_dirty_ms: Option<u64>,
-    /// Bytes destaged.
+    /// Bytes destaged: no longer dirty, as the backing store has flushed them.
     pub destaged_bytes: u64,
     /// Bytes destaged a second.
     pub destage_bytes_per_s: f64,

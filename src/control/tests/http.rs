@@ -29,6 +29,12 @@ fn metrics_are_well_formed_and_strangers_get_short_answers() {
     assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
     assert!(body.contains("forebay_volume_reads_completed_total{volume=\"db\"} 10\n"), "{body}");
     assert!(body.contains("forebay_volume_read_blocks_total{volume=\"db\",outcome=\"hit\"} 8\n"));
+    assert!(
+        body.contains("forebay_volume_write_blocks_total{volume=\"db\",outcome=\"cached\"} 6\n")
+    );
+    assert!(
+        body.contains("forebay_volume_write_blocks_total{volume=\"db\",outcome=\"bypass\"} 1\n")
+    );
     let (mut typed, mut series) = (BTreeSet::new(), BTreeSet::new());
     for line in body.lines() {
         if let Some(rest) = line.strip_prefix("# TYPE ") {

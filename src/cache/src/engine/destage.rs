@@ -580,6 +580,7 @@ impl<B: Buf> Engine<B> {
                 self.stats.destaged += 1;
                 if let Some(vol) = self.vols.get_mut(w.place) {
                     vol.dirty = vol.dirty.saturating_sub(1);
+                    vol.destaged += 1;
                 }
             }
         }

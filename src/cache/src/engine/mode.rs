@@ -5,6 +5,7 @@
 //! (`Settling`), then, for pass-through and detach, makes all records of the volume dead by a new
 //! cache generation in the superblock (`Forgetting`). No I/O waits for more than a round of destage.
 
+use super::stats::BlockCounts;
 use super::types::{BLOCK, CacheMode, Event, VolumeSpec};
 use super::volume::{Health, Volume};
 use super::{Cx, Engine};
@@ -289,6 +290,8 @@ impl<B: Buf> Engine<B> {
             sequential: Sequential::new(cutoff),
             health: Health::default(),
             backing_ops: 0,
+            blocks: BlockCounts::default(),
+            destaged: 0,
             requests: 0,
             journaling: 0,
             unflushed: true,

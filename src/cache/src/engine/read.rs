@@ -2,7 +2,7 @@
 //! compare and a compare-and-write.
 
 use super::ops::What;
-use super::request::{Part, Stage};
+use super::request::{Origin, Part, Stage};
 use super::slab::Handle;
 use super::types::{BLOCK, BLOCK_LEN, BLOCK_U32, Event};
 use super::volume::spare;
@@ -53,6 +53,7 @@ impl<B: Buf> Engine<B> {
         len: u64,
     ) {
         let Some(volume) = self.reqs.get(h).map(|req| req.volume) else { return };
+        let past = self.origin_past(h);
         let end = offset.saturating_add(len);
         let (mut at, mut run) = (offset, None::<Run>);
         while at < end {
@@ -64,17 +65,21 @@ impl<B: Buf> Engine<B> {
             let found = self.lookup(volume, block);
             let Some(req) = self.reqs.get_mut(h) else { return };
             let part = u32::try_from(req.parts.len()).unwrap_or(u32::MAX);
-            req.parts.push(Part { piece: None, from: 0, tries: 0, offset, len });
+            let origin = match found {
+                Found::Page(..) => Origin::Tier,
+                Found::Zero => Origin::Zeroes,
+                Found::Slot(_) => Origin::Device,
+                Found::Miss | Found::Lost => past,
+            };
+            req.parts.push(Part { piece: None, origin, from: 0, tries: 0, offset, len });
             let slot = match found {
                 Found::Slot(slot) => Some(slot),
                 Found::Miss => None,
                 Found::Page(buf, start) => {
-                    self.stats.tier_hits += 1;
                     self.set_part(h, part, buf, start, 0);
                     continue;
                 }
                 Found::Zero => {
-                    self.stats.zero_hits += 1;
                     match self.zero_page(cx) {
                         Some(zero) => self.set_part(h, part, zero, 0, 0),
                         None => self.ask_again(h),
@@ -97,6 +102,17 @@ impl<B: Buf> Engine<B> {
         }
         if let Some(done) = run {
             self.read_run(cx, h, volume, done);
+        }
+    }
+
+    /// How a block counts that the backing device gives.
+    fn origin_past(&self, h: Handle) -> Origin {
+        let Some(req) = self.reqs.get(h) else { return Origin::Miss };
+        let caching = self.vols.get(req.volume).is_some_and(|vol| vol.caching);
+        if caching && !req.sequential && self.cache_failed.is_none() {
+            Origin::Miss
+        } else {
+            Origin::Past
         }
     }
 
@@ -152,14 +168,12 @@ impl<B: Buf> Engine<B> {
         let (what, op) = match run.slot {
             Some(slot) => {
                 let Some(at) = self.map.slot_offset(slot) else { return };
-                self.stats.hits += run.blocks;
                 self.segs.reader(self.map.segment_of(slot), 1);
                 let what =
                     What::Hit { req: h, part: run.part, blocks, volume, block: run.block, slot };
                 (what, Op::read(0, at, run.blocks * BLOCK, buf))
             }
             None => {
-                self.stats.misses += run.blocks;
                 let Some(vol) = self.vols.get(volume) else { return };
                 if let Some(error) = vol.refuses_reads() {
                     self.fail(h, error);
@@ -261,15 +275,27 @@ impl<B: Buf> Engine<B> {
                 if readable {
                     self.drop_bad(volume, block, slot);
                 }
+                self.set_origin(req, part, Origin::Miss);
                 self.read_run(cx, req, volume, again);
             }
             None if self.vols.get(volume).is_some_and(|v| v.ranges.get(block).is_some()) => {
+                self.set_origin(req, part, Origin::Zeroes);
                 match self.zero_page(cx) {
                     Some(zero) => self.set_part(req, part, zero, 0, 0),
                     None => self.ask_again(req),
                 }
             }
-            None => self.read_run(cx, req, volume, again),
+            None => {
+                self.set_origin(req, part, Origin::Miss);
+                self.read_run(cx, req, volume, again);
+            }
+        }
+    }
+
+    fn set_origin(&mut self, h: Handle, part: u32, origin: Origin) {
+        let part = self.reqs.get_mut(h).and_then(|req| req.parts.get_mut(part as usize));
+        if let Some(part) = part {
+            part.origin = origin;
         }
     }
 

@@ -27,10 +27,26 @@ pub(super) enum Stage {
     Edges,
 }
 
+/// Where a block that a host reads comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The cache device.
+    Device,
+    /// The memory tier.
+    Tier,
+    /// A range of zeroes in the log.
+    Zeroes,
+    /// The backing device, as the cache does not have it.
+    Miss,
+    /// The backing device, past the cache.
+    Past,
+}
+
 /// One cache block of a read, or a part of one.
 #[derive(Clone, Debug)]
 pub(super) struct Part<B> {
     pub(super) piece: Option<Piece<B>>,
+    pub(super) origin: Origin,
     /// The operation that filled it, to join neighbours again; 0 for none.
     pub(super) from: u64,
     /// Device reads tried.

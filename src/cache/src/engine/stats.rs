@@ -1,6 +1,7 @@
 //! What the engine counts and what state it is in, for `stat` and for people.
 
 use super::Engine;
+use super::request::Origin;
 use super::types::{BLOCK, CacheMode};
 use super::volume::{Volume, spare};
 use crate::index::Key;
@@ -8,17 +9,76 @@ use crate::policy::PolicyStats;
 use crate::tier::TierStats;
 use forebay_io::{Buf, DeviceError, Duration, Instant, Lsn, VolumeId};
 
+/// Cache blocks that hosts read and wrote, each counted once, when its command ends well; a block
+/// of which a command touches a part counts as one.
+///
+/// Reads are those of Read and Compare: `hits + tier_hits + zero_hits + misses + bypassed_reads`
+/// is what hosts read. What a write of a part of a block, or a fused compare and write, reads for
+/// itself is not in it, nor a second try. Writes are those of Write, fused or not, and the
+/// small Write Zeroes (64 KiB, and less than a whole block) that are carried out as one; others and
+/// Deallocate move no data and are not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlockCounts {
+    /// Read from the cache device.
+    pub hits: u64,
+    /// Read from the memory tier.
+    pub tier_hits: u64,
+    /// Known to be zeroes from a record in the log: no device was asked.
+    pub zero_hits: u64,
+    /// Read from the backing device as the cache did not have them, cached then or not.
+    pub misses: u64,
+    /// Read from the backing device past the cache: in pass-through, in a sequential stream longer
+    /// than the cutoff, or once the cache device has failed. A block of such a stream that the
+    /// cache has is a hit.
+    pub bypassed_reads: u64,
+    /// Written to the log (write-back and write-through).
+    pub writes: u64,
+    /// Written to the backing device alone: in write-around and pass-through, or once the cache
+    /// device has failed.
+    pub bypassed_writes: u64,
+}
+
+impl BlockCounts {
+    /// Counts a block that was read.
+    pub(super) fn read(&mut self, origin: Origin) {
+        let place = match origin {
+            Origin::Device => &mut self.hits,
+            Origin::Tier => &mut self.tier_hits,
+            Origin::Zeroes => &mut self.zero_hits,
+            Origin::Miss => &mut self.misses,
+            Origin::Past => &mut self.bypassed_reads,
+        };
+        *place += 1;
+    }
+
+    pub(super) fn add(&mut self, more: &Self) {
+        self.hits += more.hits;
+        self.tier_hits += more.tier_hits;
+        self.zero_hits += more.zero_hits;
+        self.misses += more.misses;
+        self.bypassed_reads += more.bypassed_reads;
+        self.writes += more.writes;
+        self.bypassed_writes += more.bypassed_writes;
+    }
+
+    /// Blocks read that the cache had, on the device, in memory or as zeroes.
+    #[must_use]
+    pub const fn all_hits(&self) -> u64 {
+        self.hits + self.tier_hits + self.zero_hits
+    }
+
+    /// Blocks read.
+    #[must_use]
+    pub const fn reads(&self) -> u64 {
+        self.all_hits() + self.misses + self.bypassed_reads
+    }
+}
+
 /// Counts since the engine was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Blocks read from the cache device for hosts.
-    pub hits: u64,
-    /// Blocks read from the memory tier for hosts.
-    pub tier_hits: u64,
-    /// Blocks that were ranges of zeroes.
-    pub zero_hits: u64,
-    /// Blocks read from backing devices for hosts.
-    pub misses: u64,
+    /// Blocks of hosts, over all volumes, those that have left included.
+    pub blocks: BlockCounts,
     /// Blocks that entered the cache by a miss.
     pub fills: u64,
     /// Bytes of host data placed in the journal.
@@ -91,6 +151,10 @@ pub struct VolumeStats {
     pub mode: CacheMode,
     /// Where a switch goes; the same as `mode` while there is none.
     pub target: CacheMode,
+    /// Blocks that its hosts read and wrote since it was added.
+    pub blocks: BlockCounts,
+    /// Bytes destaged since it was added: no longer dirty, as the backing device has flushed them.
+    pub destaged_bytes: u64,
     /// Dirty bytes in the cache: what a drain or a switch has left to do.
     pub dirty_bytes: u64,
     /// Ranges of zeroes that wait for destage.
@@ -152,6 +216,8 @@ impl<B: Buf> Engine<B> {
         Some(VolumeStats {
             mode: vol.mode,
             target: vol.target,
+            blocks: vol.blocks,
+            destaged_bytes: vol.destaged * BLOCK,
             dirty_bytes: vol.dirty * BLOCK,
             zero_ranges: vol.ranges.len() as u64,
             lost_bytes: self.lost_blocks(vol) * BLOCK,

@@ -2,6 +2,7 @@
 
 use super::mode::Switch;
 use super::slab::Handle;
+use super::stats::BlockCounts;
 use super::types::{BLOCK, CacheMode, OnFailure};
 use crate::format::record::Kind;
 use crate::index::Key;
@@ -84,6 +85,10 @@ pub(super) struct Volume {
     pub(super) health: Health,
     /// Operations on the backing device.
     pub(super) backing_ops: u64,
+    /// Blocks that its hosts read and wrote.
+    pub(super) blocks: BlockCounts,
+    /// Blocks destaged.
+    pub(super) destaged: u64,
     /// Requests in the engine.
     pub(super) requests: u64,
     /// Requests that have been sent through the log and have not ended: the log may not be left

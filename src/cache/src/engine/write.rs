@@ -2,6 +2,7 @@
 
 use super::request::Stage;
 use super::slab::Handle;
+use super::stats::BlockCounts;
 use super::types::{BLOCK, BLOCK_LEN, CacheMode};
 use super::volume::Pending;
 use super::{Cx, Engine};
@@ -213,6 +214,7 @@ impl<B: Buf> Engine<B> {
             Some(RequestOp::Compare) => {
                 let equal = self.equal(h, 0);
                 let failed = Outcome::Failed(BlockError::CompareFailed);
+                self.count_compared(h);
                 self.drop_parts(h);
                 self.finish(h, if equal { Outcome::Done } else { failed });
             }
@@ -228,6 +230,17 @@ impl<B: Buf> Engine<B> {
             Some(_) if self.merge(cx, h) => self.write_go(cx, h, None),
             Some(_) | None => {}
         }
+    }
+
+    /// What a compare has read counts as read by its host, equal or not.
+    fn count_compared(&mut self, h: Handle) {
+        let Some(req) = self.reqs.get(h) else { return };
+        let mut blocks = BlockCounts::default();
+        req.parts.iter().for_each(|part| blocks.read(part.origin));
+        if let Some(vol) = self.vols.get_mut(req.volume) {
+            vol.blocks.add(&blocks);
+        }
+        self.stats.blocks.add(&blocks);
     }
 
     fn drop_parts(&mut self, h: Handle) {

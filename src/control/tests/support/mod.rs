@@ -99,6 +99,8 @@ fn new_stat(volume: &VolumeConfig, prefix: &str, number: usize) -> VolumeStat {
         memory_hits: 1,
         misses: 2,
         bypassed: 0,
+        cached_writes: 6,
+        bypassed_writes: 1,
         hit_ratio: Some(0.8),
         cached_bytes: 0,
         memory_tier_bytes: 0,

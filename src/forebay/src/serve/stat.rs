@@ -6,7 +6,7 @@ use super::net::Meta;
 use super::node::Node;
 use super::registry::{Down, Registry, Served, from_kept, shown_mode};
 use super::service::NodeService;
-use forebay_cache::engine::{Counts, EngineStats, VolumeStats};
+use forebay_cache::engine::{BlockCounts, EngineStats, VolumeStats};
 use forebay_cluster::VolumeKey;
 use forebay_control::error::Result;
 use forebay_control::stat::{
@@ -47,8 +47,8 @@ pub(crate) struct Sampler {
     reactors: Vec<Arc<ReactorStats>>,
     last: Option<(std::time::Instant, NodeStat)>,
     last_reactors: Vec<StatsSnapshot>,
-    /// Engine counters at the last sample, for hit ratios.
-    last_counts: BTreeMap<u32, Counts>,
+    /// Volumes' counters at the last sample, for hit ratios.
+    last_blocks: BTreeMap<VolumeId, BlockCounts>,
 }
 
 impl Sampler {
@@ -60,7 +60,7 @@ impl Sampler {
             reactors,
             last: None,
             last_reactors,
-            last_counts: BTreeMap::new(),
+            last_blocks: BTreeMap::new(),
         }
     }
 
@@ -171,7 +171,7 @@ impl Sampler {
         }
         let state = if cause.is_some() { VolumeState::Degraded } else { VolumeState::Active };
         let block = u64::from(served.config.block_size);
-        let counts = engine.counts;
+        let blocks = inside.blocks;
         Ok(Some(VolumeStat {
             name: served.config.name.clone(),
             uuid: served.uuid.to_string(),
@@ -191,11 +191,13 @@ impl Sampler {
             read: ops(commands.reads, commands.blocks_read * block),
             write: ops(commands.writes, commands.blocks_written * block),
             flush: ops(commands.flushes, 0),
-            hits: counts.hits + counts.tier_hits + counts.zero_hits,
-            memory_hits: counts.tier_hits,
-            misses: counts.misses,
-            bypassed: 0,
-            hit_ratio: self.hit_ratio(served.cache, counts),
+            hits: blocks.all_hits(),
+            memory_hits: blocks.tier_hits,
+            misses: blocks.misses,
+            bypassed: blocks.bypassed_reads,
+            cached_writes: blocks.writes,
+            bypassed_writes: blocks.bypassed_writes,
+            hit_ratio: self.hit_ratio(served.id, blocks),
             cached_bytes: engine.cached_blocks * 4096,
             memory_tier_bytes: engine.tier_pages * 4096,
             dirty_bytes: inside.dirty_bytes,
@@ -205,17 +207,16 @@ impl Sampler {
                 .oldest_dirty
                 .filter(|_| inside.dirty_bytes > 0)
                 .map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
-            destaged_bytes: engine.destaged_bytes,
+            destaged_bytes: inside.destaged_bytes,
             destage_bytes_per_s: 0.0,
             lost_bytes: inside.lost_bytes,
         }))
     }
 
-    fn hit_ratio(&mut self, cache: u32, now: Counts) -> Option<f64> {
-        let before = self.last_counts.insert(cache, now).unwrap_or_default();
-        let hits = |c: &Counts| c.hits + c.tier_hits + c.zero_hits;
-        let hits = hits(&now).saturating_sub(hits(&before));
-        let all = hits + now.misses.saturating_sub(before.misses);
+    fn hit_ratio(&mut self, id: VolumeId, now: BlockCounts) -> Option<f64> {
+        let before = self.last_blocks.insert(id, now).unwrap_or_default();
+        let all = now.reads().saturating_sub(before.reads());
+        let hits = now.all_hits().saturating_sub(before.all_hits());
         (all > 0).then(|| as_f64(hits) / as_f64(all))
     }
 }
@@ -257,6 +258,8 @@ fn down(node: &Node, aside: &Down, key: &VolumeKey) -> VolumeStat {
         memory_hits: 0,
         misses: 0,
         bypassed: 0,
+        cached_writes: 0,
+        bypassed_writes: 0,
         hit_ratio: None,
         cached_bytes: 0,
         memory_tier_bytes: 0,
