@@ -41,7 +41,7 @@ mod write;
 
 pub use locate::{CopyAt, Place};
 pub use mode::{ControlError, MAX_VOLUMES};
-pub use stats::{BlockCounts, Counts, EngineStats, VolumeStats};
+pub use stats::{BlockCounts, Counts, EngineStats, SILENT, VolumeStats};
 pub use types::{Action, BLOCK, CacheMode, Event, Limits, OnFailure, Source, VolumeSpec};
 
 use crate::fold::Folds;
@@ -148,6 +148,8 @@ pub struct Engine<B: Buf> {
     footer_tries: u8,
     watch_at: Instant,
     last_poll: Instant,
+    /// The first poll: no request comes before it. Dirty data from before has no age of its own.
+    began: Option<Instant>,
     /// When the oldest dirty data was written, and when that was last looked up: going through the
     /// segments is not for every poll.
     oldest: Option<Instant>,
@@ -239,6 +241,7 @@ impl<B: Buf> Engine<B> {
             footer_tries: 0,
             watch_at: Instant(0),
             last_poll: Instant(0),
+            began: None,
             oldest: None,
             oldest_at: Instant(0),
             late: Vec::new(),
@@ -360,6 +363,7 @@ impl<B: Buf> Engine<B> {
             return;
         }
         self.last_poll = now;
+        self.began.get_or_insert(now);
         if now.since(self.oldest_at) >= OLDEST_EVERY || (self.dirty > 0) != self.oldest.is_some() {
             self.oldest_at = now;
             self.oldest = if self.dirty > 0 { self.segs.oldest_dirty() } else { None };

@@ -11,7 +11,7 @@
 mod harness;
 
 use forebay_cache::engine::{BlockCounts, CacheMode, Limits};
-use forebay_io::{BlockError, DeviceError, Instant, Outcome, RequestOp};
+use forebay_io::{BlockError, DeviceError, Duration, Instant, Outcome, RequestOp};
 use harness::{Setup, World, seeds};
 
 const K: u64 = 4096;
@@ -181,5 +181,74 @@ fn counts_are_what_hosts_asked() {
         }
         let engine = all(&w);
         assert_eq!((engine.hits, engine.misses, engine.writes), (sum.hits, sum.misses, sum.writes));
+    }
+}
+
+/// Nothing is destaged by itself.
+fn lazy(seed: u64) -> World {
+    let limits =
+        Limits { dirty_age: Duration::from_secs(3600), destage_from: 100, ..Limits::default() };
+    let volumes = vec![(1 << 20, 4096, CacheMode::WriteBack)];
+    World::new(seed, Setup { volumes, limits, tier_pages: 0, ..Setup::default() })
+}
+
+#[test]
+fn the_age_of_recovered_dirty_data_counts_from_recovery() {
+    let mut w = lazy(9);
+    // The machine has been up for some days.
+    w.now += 300_000_000_000_000;
+    w.write(0, 0, 4 * K);
+    w.run_for(7_000_000_000);
+    let before = w.engine.stats(Instant(w.now));
+    assert!(before.oldest_dirty.unwrap() >= Duration::from_secs(7), "{before:?}");
+    assert!(before.oldest_dirty.unwrap() < Duration::from_secs(8), "{before:?}");
+    assert!(!before.oldest_recovered);
+    // It is destaged at once after recovery, but that takes time.
+    w.backing[0].latency = (4_000_000_000, 4_000_000_000);
+    w.crash(false);
+    let began = w.now;
+    w.run_for(3_000_000_000);
+    let after = w.engine.stats(Instant(w.now));
+    assert!(after.oldest_recovered && after.dirty_bytes == 4 * K, "{after:?}");
+    let age = after.oldest_dirty.unwrap().as_nanos() as u64;
+    assert!((2_900_000_000..=w.now - began + 1_000_000_000).contains(&age), "{age}");
+    w.backing[0].latency = (10_000, 20_000);
+    w.drain(0);
+    w.write(0, 0, K);
+    let fresh = w.engine.stats(Instant(w.now));
+    assert!(!fresh.oldest_recovered && fresh.oldest_dirty.unwrap() < Duration::from_secs(1));
+}
+
+/// A device that does not answer is named after five seconds, and for how long counts from the
+/// begin of what hangs, not from when that was noticed; a device that answers is not named.
+#[test]
+fn a_hanging_device_is_named_since_its_oldest_operation() {
+    for cache in [false, true] {
+        let mut w = lazy(10);
+        w.write(0, 0, 4 * K);
+        w.drain(0);
+        let disk = if cache { &mut w.cache } else { &mut w.backing[0] };
+        disk.faults.hang = true;
+        let begun = w.now;
+        w.ask(0, RequestOp::Read, if cache { 0 } else { 100 * K }, K);
+        let hanging = |w: &World| {
+            let volume = w.engine.volume_stats(World::id(0)).unwrap();
+            let engine = w.engine.stats(Instant(w.now));
+            let other = if cache { volume.backing_hanging } else { engine.cache_hanging };
+            assert_eq!(other, None, "the other device is not to blame");
+            if cache { engine.cache_hanging } else { volume.backing_hanging }
+        };
+        w.run_for(4_900_000_000);
+        assert_eq!(hanging(&w), None, "not yet");
+        assert_eq!(w.engine.cause(World::id(0), Instant(w.now)), None);
+        w.run_for(1_200_000_000);
+        let since = hanging(&w).expect("named after 5 s");
+        assert!(since.0 >= begun && since.0 < begun + 1_000_000, "{since:?} {begun}");
+        let cause = w.engine.cause(World::id(0), Instant(w.now)).unwrap();
+        assert!(cause.contains("not answered for 6 s"), "{cause}");
+        let disk = if cache { &mut w.cache } else { &mut w.backing[0] };
+        disk.faults.hang = false;
+        w.quiesce();
+        assert_eq!(hanging(&w), None);
     }
 }

@@ -265,6 +265,10 @@ pub struct VolumeStat {
     pub dirty_max: u64,
     /// Age of the oldest dirty byte in its cache in milliseconds; `None` where this volume has none.
     pub oldest_dirty_ms: Option<u64>,
+    /// That byte was dirty when the daemon started. Records carry no time: its age counts from
+    /// recovery, and is more than that.
+    #[serde(default)]
+    pub oldest_dirty_before_start: bool,
     /// Bytes destaged: no longer dirty, as the backing store has flushed them.
     pub destaged_bytes: u64,
     /// Bytes destaged a second.

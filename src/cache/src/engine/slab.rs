@@ -80,6 +80,11 @@ impl<T: Default> Slab<T> {
         self.places.len() - self.free.len()
     }
 
+    /// What is in use, in order of the places.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.places.iter().filter(|place| place.used).map(|place| &place.value)
+    }
+
     /// The places in use, in order of their index.
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (Handle, &mut T)> {
         self.places.iter_mut().enumerate().filter(|(_, place)| place.used).filter_map(
@@ -107,6 +112,6 @@ mod tests {
         let (second, _) = slab.take().unwrap();
         assert_ne!(first, second);
         assert_eq!(slab.get_mut(first), None);
-        assert_eq!(slab.iter_mut().count(), 1);
+        assert_eq!((slab.iter_mut().count(), slab.iter().count()), (1, 1));
     }
 }

@@ -120,8 +120,11 @@ pub struct EngineStats {
     pub dirty_bytes: u64,
     /// Dirty bytes allowed.
     pub dirty_limit: u64,
-    /// Age of the oldest dirty data.
+    /// Age of the oldest dirty data. What was dirty before this engine was made is older than it
+    /// says: records carry no time, so that its age counts from recovery.
     pub oldest_dirty: Option<Duration>,
+    /// Whether the oldest dirty data is from before this engine was made.
+    pub oldest_recovered: bool,
     /// Segments, and free ones.
     pub segments: u64,
     /// Free segments.
@@ -136,7 +139,8 @@ pub struct EngineStats {
     pub destage_window: usize,
     /// Since when and why the cache device counts as failed.
     pub cache_failed: Option<(Instant, DeviceError)>,
-    /// Since when the cache device does not answer.
+    /// When the oldest operation of the cache device that is under way began, once that is
+    /// [`SILENT`] ago (or [`Limits::op_timeout`](super::Limits::op_timeout), if that is less).
     pub cache_hanging: Option<Instant>,
     /// Bytes of memory of index, folds, policy, hazards and tier, pages not included.
     pub memory_bytes: u64,
@@ -169,7 +173,7 @@ pub struct VolumeStats {
     pub last: Lsn,
     /// Since when and why the backing device fails.
     pub backing_failing: Option<(Instant, DeviceError)>,
-    /// Since when the backing device does not answer.
+    /// The same of the operations of the backing device, as of the engine's last poll.
     pub backing_hanging: Option<Instant>,
     /// Errors of the backing device.
     pub backing_errors: u64,
@@ -179,10 +183,26 @@ pub struct VolumeStats {
     pub backing_ops: u64,
 }
 
+/// An operation without an answer for this long makes its device one that hangs, to whoever looks:
+/// no device that works takes as long, the failover of a path included, and Linux hosts wait for
+/// 30 s before they abort a command and reset the controller, so that there is time to act.
+/// (What the engine does about it is a matter of [`Limits::op_timeout`](super::Limits::op_timeout).)
+pub const SILENT: Duration = Duration::from_secs(5);
+
 impl<B: Buf> Engine<B> {
+    /// When the oldest operation under way on a device began, a volume's backing device or the
+    /// cache device, if it has been silent for long. Takes time in proportion to the operations.
+    fn silent(&self, backing: Option<u16>, now: Instant) -> Option<Instant> {
+        let ops = self.ops.iter().filter(|under| under.backing == backing);
+        let after = SILENT.min(self.limits.op_timeout);
+        ops.map(|under| under.started).min().filter(|at| now.since(*at) >= after)
+    }
+
     /// The engine's state.
     #[must_use]
     pub fn stats(&self, now: Instant) -> EngineStats {
+        let oldest = self.segs.oldest_dirty();
+        let began = self.began.unwrap_or(now);
         EngineStats {
             counts: self.stats,
             tier: self.tier.stats(),
@@ -190,7 +210,8 @@ impl<B: Buf> Engine<B> {
             policy: self.policy.stats(),
             dirty_bytes: self.dirty * BLOCK,
             dirty_limit: self.dirty_limit(),
-            oldest_dirty: self.segs.oldest_dirty().map(|at| now.since(at)),
+            oldest_dirty: oldest.map(|at| now.since(at.max(began))),
+            oldest_recovered: oldest.is_some_and(|at| at < began),
             segments: self.segs.len() as u64,
             free_segments: self.segs.free_count() as u64,
             reclaimed: [self.reclaim.segments, self.reclaim.moved, self.reclaim.evicted],
@@ -198,7 +219,7 @@ impl<B: Buf> Engine<B> {
             destaged_bytes: self.destage.bytes,
             destage_window: self.destage.window(),
             cache_failed: self.cache_failed,
-            cache_hanging: self.cache_hanging,
+            cache_hanging: self.silent(None, now),
             memory_bytes: (self.index.memory_bytes()
                 + self.folds.memory_bytes()
                 + self.policy.memory_bytes()
@@ -212,7 +233,8 @@ impl<B: Buf> Engine<B> {
     /// A volume's state.
     #[must_use]
     pub fn volume_stats(&self, id: VolumeId) -> Option<VolumeStats> {
-        let vol = self.vols.get(self.vols.find(id)?)?;
+        let place = self.vols.find(id)?;
+        let vol = self.vols.get(place)?;
         Some(VolumeStats {
             mode: vol.mode,
             target: vol.target,
@@ -225,7 +247,7 @@ impl<B: Buf> Engine<B> {
             committed: Lsn(vol.committed),
             last: Lsn(vol.next_lsn - 1),
             backing_failing: vol.health.failing,
-            backing_hanging: vol.health.hanging,
+            backing_hanging: self.silent(Some(place), self.last_poll),
             backing_errors: vol.health.errors,
             requests: vol.requests,
             backing_ops: vol.backing_ops,
@@ -249,12 +271,13 @@ impl<B: Buf> Engine<B> {
     /// Why a volume does not do what one might expect of it now, in words; `None` while all is well.
     #[must_use]
     pub fn cause(&self, id: VolumeId, now: Instant) -> Option<String> {
-        let vol = self.vols.get(self.vols.find(id)?)?;
+        let place = self.vols.find(id)?;
+        let vol = self.vols.get(place)?;
         let since = |at: Instant| now.since(at).as_secs();
         if let Some((at, error)) = self.cache_failed {
             return Some(format!("the cache device failed {} s ago: {error}", since(at)));
         }
-        if let Some(at) = vol.health.hanging {
+        if let Some(at) = self.silent(Some(place), now) {
             return Some(format!("the backing device has not answered for {} s", since(at)));
         }
         if let Some((at, error)) = vol.health.failing {
@@ -267,7 +290,7 @@ impl<B: Buf> Engine<B> {
         if vol.lost_blocks > 0 {
             return Some(format!("{} dirty blocks cannot be read back", vol.lost_blocks));
         }
-        if let Some(at) = self.cache_hanging {
+        if let Some(at) = self.silent(None, now) {
             return Some(format!("the cache device has not answered for {} s", since(at)));
         }
         if self.dirty_level() >= 1000 {

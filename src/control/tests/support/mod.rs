@@ -108,6 +108,7 @@ fn new_stat(volume: &VolumeConfig, prefix: &str, number: usize) -> VolumeStat {
         dirty_pinned_bytes: 0,
         dirty_max: 1 << 28,
         oldest_dirty_ms: None,
+        oldest_dirty_before_start: false,
         destaged_bytes: 0,
         destage_bytes_per_s: 0.0,
         lost_bytes: 0,

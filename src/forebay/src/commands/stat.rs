@@ -74,9 +74,7 @@ fn volumes(volumes: &[VolumeStat]) -> String {
             volume.mode.to_string(),
             volume.hit_ratio.map_or_else(|| "-".to_owned(), |r| format!("{:.1}%", r * 100.0)),
             bytes(volume.dirty_bytes),
-            volume
-                .oldest_dirty_ms
-                .map_or_else(|| "-".to_owned(), |ms| format!("{:.1}s", ms as f64 / 1000.0)),
+            super::volume::age_of(volume),
             format!("{}/s", bytes_f64(volume.destage_bytes_per_s)),
         ];
         row.extend(op(&volume.read));

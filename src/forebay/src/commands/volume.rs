@@ -151,10 +151,11 @@ fn state_of(volume: &VolumeStat) -> String {
     format!("{:?}", volume.state).to_lowercase()
 }
 
-fn age_of(volume: &VolumeStat) -> String {
-    volume
-        .oldest_dirty_ms
-        .map_or_else(|| "-".to_owned(), |ms| format!("{:.1} s", ms as f64 / 1000.0))
+/// The age of the oldest dirty byte; `>` where it is older, but nobody knows by how much.
+pub(super) fn age_of(volume: &VolumeStat) -> String {
+    let Some(ms) = volume.oldest_dirty_ms else { return "-".to_owned() };
+    let more = if volume.oldest_dirty_before_start { ">" } else { "" };
+    format!("{more}{:.1} s", ms as f64 / 1000.0)
 }
 
 fn list(volumes: &[VolumeStat]) -> String {

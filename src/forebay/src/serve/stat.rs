@@ -207,6 +207,7 @@ impl Sampler {
                 .oldest_dirty
                 .filter(|_| inside.dirty_bytes > 0)
                 .map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+            oldest_dirty_before_start: engine.oldest_recovered && inside.dirty_bytes > 0,
             destaged_bytes: inside.destaged_bytes,
             destage_bytes_per_s: 0.0,
             lost_bytes: inside.lost_bytes,
@@ -267,6 +268,7 @@ fn down(node: &Node, aside: &Down, key: &VolumeKey) -> VolumeStat {
         dirty_pinned_bytes: 0,
         dirty_max: 0,
         oldest_dirty_ms: None,
+        oldest_dirty_before_start: false,
         destaged_bytes: 0,
         destage_bytes_per_s: 0.0,
         lost_bytes: 0,
@@ -368,12 +370,12 @@ fn caches(node: &Node, pictures: &[Picture]) -> Vec<DeviceStat> {
             if let Some((at, error)) = failed {
                 stat.health = Health::Failed;
                 stat.cause = Some(format!("{error}, {} s ago", picture.now.since(at).as_secs()));
-            } else if let Some(error) = error.or(found.counters.last_error) {
-                stat.health = Health::Degraded;
-                stat.cause = Some(format!("last error: {error}"));
             } else if let Some(at) = engine.and_then(|engine| engine.cache_hanging) {
                 stat.health = Health::Degraded;
                 stat.cause = Some(format!("no answer for {} s", picture.now.since(at).as_secs()));
+            } else if let Some(error) = error.or(found.counters.last_error) {
+                stat.health = Health::Degraded;
+                stat.cause = Some(format!("last error: {error}"));
             }
             if let Some(cache) = usize::try_from(*number).ok().and_then(|at| node.caches.get(at)) {
                 stat.volatile_write_cache = match cache.durability {
