@@ -513,6 +513,89 @@ fn a_volatile_cache_device_fails_at_a_flush_and_everything_that_waits_for_it_end
     }
 }
 
+/// A world whose devices count as hanging after 300 ms, with half a second of looks on top.
+fn impatient(seed: u64) -> World {
+    let limits = Limits {
+        dirty_age: Duration::from_secs(3600),
+        op_timeout: Duration::from_millis(300),
+        ..Limits::default()
+    };
+    let volumes = vec![(2 << 20, 4096, CacheMode::WriteBack)];
+    World::new(seed, Setup { volumes, tier_pages: 0, limits, ..Setup::default() })
+}
+
+#[test]
+fn a_cache_device_that_hangs_counts_as_failed_and_what_it_does_later_is_nobodys() {
+    for seed in 0..20 {
+        let mut w = impatient(seed);
+        w.write(0, 0, 16 * K);
+        w.drain(0);
+        w.write(0, 16 * K, 16 * K);
+        // Destage, which holds the places that it is to write, begins on some of the dirty blocks.
+        if seed % 2 == 0 {
+            w.engine.drain(World::id(0)).unwrap();
+            while w.cache.in_flight() == 0 {
+                w.step();
+            }
+        }
+        w.cache.faults.hang = true;
+        let write = w.ask(0, RequestOp::Write, 40 * K, 2 * K);
+        let clean = w.ask(0, RequestOp::Read, 0, 4 * K);
+        let dirty = w.ask(0, RequestOp::Read, 18 * K, K);
+        let asked = w.now;
+        assert_eq!(w.wait_done(write), Outcome::Failed(BlockError::NotReady), "to be tried again");
+        assert_eq!(w.wait_done(clean), Outcome::Done, "from the backing device");
+        assert_eq!(w.wait_done(dirty), Outcome::Failed(BlockError::Unrecovered));
+        let took = Duration::from_nanos(w.now - asked);
+        assert!(took < Duration::from_secs(4), "bounded: {took:?}");
+        w.wait_for(|e| *e == Event::CacheFailed { error: DeviceError::Timeout });
+        // Writes go on, also of blocks that were being destaged, and what was clean is read.
+        w.write(0, 16 * K, 8 * K);
+        w.write(0, 40 * K, 2 * K);
+        w.read(0, 0, 24 * K);
+        w.read(0, 40 * K, 2 * K);
+        let mut listed = Vec::new();
+        w.engine.dirty_ranges(World::id(0), |first, blocks| listed.push((first, blocks)));
+        assert_eq!(listed, [(24, 8)], "seed {seed}");
+        assert_eq!(w.engine.volume_stats(World::id(0)).unwrap().lost_bytes, 8 * K);
+        // The device comes back: its late answers change nothing, and it is not used again.
+        let ops = w.cache.writes;
+        let late = w.cache.in_flight() as u64;
+        w.cache.faults.hang = false;
+        w.run_for(2_000_000_000);
+        assert!(w.cache.writes <= ops + late, "only what was under way");
+        w.read(0, 0, 24 * K);
+        w.write(0, 24 * K, 8 * K);
+        w.read(0, 16 * K, 16 * K);
+        assert_eq!(w.engine.volume_stats(World::id(0)).unwrap().lost_bytes, 0);
+        assert_eq!(w.backing[0].overlaps, 0);
+        // A clean stop ends although nothing more can be written to it.
+        w.engine.stop();
+        w.wait_for(|e| *e == Event::Stopped);
+    }
+}
+
+#[test]
+fn a_pause_of_the_whole_process_is_no_failure_of_its_cache_device() {
+    let mut w = impatient(3);
+    w.write(0, 0, 16 * K);
+    w.cache.faults.hang = true;
+    let write = w.ask(0, RequestOp::Write, 40 * K, 2 * K);
+    let read = w.ask(0, RequestOp::Read, 0, 4 * K);
+    w.step();
+    // Time goes on, polls do not. Answers that came meanwhile are seen one poll after the pause.
+    w.now += 60_000_000_000;
+    w.step();
+    assert!(w.engine.stats(Instant(w.now)).cache_hanging.is_some(), "it looks like that once");
+    w.cache.faults.hang = false;
+    assert_eq!(w.wait_done(write), Outcome::Done);
+    assert_eq!(w.wait_done(read), Outcome::Done);
+    w.run_for(5_000_000_000);
+    let stats = w.engine.stats(Instant(w.now));
+    assert!(stats.cache_failed.is_none() && stats.cache_hanging.is_none(), "{stats:?}");
+    w.check_all(0);
+}
+
 #[test]
 fn a_wrong_crc_on_a_clean_block_is_a_miss_and_on_a_dirty_one_a_media_error() {
     let mut w = lazy(6, CacheMode::WriteBack);

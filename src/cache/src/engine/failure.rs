@@ -7,7 +7,8 @@ use super::slab::Handle;
 use super::types::{BLOCK, Event, OnFailure};
 use super::{Cx, Engine};
 use forebay_io::{
-    BlockError, Buf, BufPool, DeviceError, Duration, Instant, Lsn, Op, Outcome, VolumeId,
+    BlockError, Buf, BufPool, Completion, DeviceError, Duration, Instant, Lsn, Op, Outcome,
+    VolumeId,
 };
 
 /// First and longest pause between tries of a failing backing device.
@@ -15,6 +16,9 @@ const BACKOFF_FROM: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// How often operations are looked at for want of an answer.
 pub(super) const WATCH: Duration = Duration::from_millis(250);
+/// Looks in a row that must find an operation of the cache device late before it counts as failed.
+/// More than one: after a pause of the whole process everything looks late once, answered or not.
+const LATE_LOOKS: u8 = 8;
 
 impl<B: Buf> Engine<B> {
     /// A backing device refused an operation.
@@ -143,6 +147,7 @@ impl<B: Buf> Engine<B> {
         }
         let cache_late = late.iter().any(|(_, under)| under.backing.is_none());
         self.cache_hanging = if cache_late { self.cache_hanging.or(Some(now)) } else { None };
+        self.late_looks = if cache_late { self.late_looks.saturating_add(1) } else { 0 };
         for place in 0..self.vols.bound() {
             let hangs = late.iter().any(|(_, under)| under.backing == Some(place));
             self.hanging(cx, place, hangs);
@@ -156,7 +161,33 @@ impl<B: Buf> Engine<B> {
             }
         }
         self.late = late;
+        if self.late_looks >= LATE_LOOKS {
+            self.cache_error(cx, DeviceError::Timeout, true);
+        }
+        self.give_up(cx);
         self.probe(cx);
+    }
+
+    /// Ends the operations that a failed cache device does not answer: at once where not answering
+    /// is how it failed. What it makes of them later is nobody's any more: their handles are free,
+    /// and the node has noted that what is on the device must not be trusted.
+    fn give_up<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
+        let Some((_, error)) = self.cache_failed else { return };
+        let patience =
+            if error == DeviceError::Timeout { Duration::ZERO } else { self.limits.op_timeout };
+        let mut late = core::mem::take(&mut self.late);
+        late.clear();
+        for (h, under) in self.ops.iter_mut() {
+            if under.backing.is_none() && cx.now.since(under.started) >= patience {
+                late.push((h, *under));
+            }
+        }
+        for (h, under) in late.drain(..) {
+            self.ops.free(h);
+            let result = Err(DeviceError::Timeout);
+            self.dispatch(cx, under.what, Completion { token: h.token(), result, buf: None });
+        }
+        self.late = late;
     }
 
     fn hanging<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, place: u16, hangs: bool) {

@@ -523,6 +523,14 @@ impl<B: Buf> Engine<B> {
         if !self.stopping || self.stopped {
             return;
         }
+        if self.cache_failed.is_some() {
+            // Nothing more can be kept on the device, and it will not be served again as it is.
+            if self.reqs.len() == 0 {
+                self.stopped = true;
+                self.event(Event::Stopped);
+            }
+            return;
+        }
         let idle = self.reqs.len() == 0 && self.destage.resting() && self.reclaim.is_idle();
         if !idle || self.streams.iter().any(|stream| !stream.is_idle()) {
             return;

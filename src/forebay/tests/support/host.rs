@@ -37,6 +37,8 @@ pub struct HostOptions {
     pub keep_alive: Duration,
     /// How long a command may take.
     pub io_timeout: Duration,
+    /// How long a command that could not be carried out is tried again.
+    pub fail_after: Duration,
 }
 
 impl Default for HostOptions {
@@ -51,6 +53,7 @@ impl Default for HostOptions {
             keep_alive: Duration::from_secs(300),
             // Above the time after which the node calls a device hanging.
             io_timeout: Duration::from_secs(45),
+            fail_after: Duration::from_secs(20),
         }
     }
 }
@@ -101,7 +104,7 @@ impl Host {
             },
             reconnect_min: Duration::from_millis(50),
             reconnect_max: Duration::from_secs(1),
-            fail_after: Duration::from_secs(20),
+            fail_after: options.fail_after,
         };
         Self {
             remote: Remote::new(config, clock()),

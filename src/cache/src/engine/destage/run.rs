@@ -164,7 +164,7 @@ impl<B: Buf> Engine<B> {
         }
         if !failed {
             self.run_write(cx, h);
-        } else if tries + 1 < TRIES_MAX {
+        } else if tries + 1 < TRIES_MAX && self.cache_failed.is_none() {
             if let Some(run) = self.destage.runs.get_mut(h) {
                 run.tries += 1;
                 run.failed = false;
