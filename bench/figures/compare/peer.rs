@@ -1,0 +1,154 @@
+//! A target: started, ended, and held still (SIGSTOP) while another one has the core.
+
+use super::config::PeerConfig;
+use crate::Result;
+use crate::node::Node;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Clock ticks of a second in proc(5)'s times, on every Linux that this runs on.
+const TICKS: f64 = 100.0;
+
+/// What a daemon has counted of its volumes' reads, in blocks.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counters {
+    /// Found in the cache, memory tier included.
+    pub(crate) hits: u64,
+    /// Found in the memory tier.
+    pub(crate) memory_hits: u64,
+    /// Fetched.
+    pub(crate) misses: u64,
+    /// Fetched past the cache.
+    pub(crate) bypassed: u64,
+}
+
+/// A running target.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    config: PeerConfig,
+    pid: Option<u32>,
+    node: Option<Node>,
+}
+
+impl Peer {
+    /// Starts it.
+    pub(crate) fn start(config: &PeerConfig, program: &std::path::Path) -> Result<Self> {
+        if let Some(file) = &config.forebay {
+            let node = Node::start(program, file, &socket_of(file)?)?;
+            return Ok(Self { config: config.clone(), pid: Some(node.pid()), node: Some(node) });
+        }
+        let (Some(start), Some(pid)) = (&config.start, &config.pid) else {
+            return Ok(Self { config: config.clone(), pid: None, node: None });
+        };
+        shell(start)?;
+        let pid = shell(pid)?;
+        let pid = pid
+            .trim()
+            .parse()
+            .map_err(|_| format!("peer \"{}\": `pid` printed \"{pid}\"", config.name))?;
+        Ok(Self { config: config.clone(), pid: Some(pid), node: None })
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// Where it serves.
+    pub(crate) fn uri(&self) -> &str {
+        &self.config.uri
+    }
+
+    /// Holds it still.
+    pub(crate) fn hold(&self) -> Result<()> {
+        self.signal("-STOP")
+    }
+
+    /// Lets it run for as long as `work` does.
+    pub(crate) fn released<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.signal("-CONT")?;
+        let result = work();
+        self.hold()?;
+        result
+    }
+
+    /// Reads counted so far; `None` where the target is none of ours.
+    pub(crate) fn counters(&self) -> Result<Option<Counters>> {
+        let Some(node) = &self.node else {
+            return Ok(None);
+        };
+        let stat = node.stat().ok_or("the daemon does not answer")?;
+        Ok(Some(stat.volumes.iter().fold(Counters::default(), |sum, volume| Counters {
+            hits: sum.hits + volume.hits,
+            memory_hits: sum.memory_hits + volume.memory_hits,
+            misses: sum.misses + volume.misses,
+            bypassed: sum.bypassed + volume.bypassed,
+        })))
+    }
+
+    /// Seconds of processor time that it has had; 0 for a device without a target.
+    pub(crate) fn cpu(&self) -> Result<f64> {
+        let Some(pid) = self.pid else {
+            return Ok(0.0);
+        };
+        let path = format!("/proc/{pid}/stat");
+        let text = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
+        // proc(5): utime and stime are fields 14 and 15; the name before them may hold blanks.
+        let after = text.rsplit(')').next().unwrap_or_default();
+        let times = after.split_whitespace().skip(11).take(2);
+        Ok(times.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / TICKS)
+    }
+
+    fn signal(&self, signal: &str) -> Result<()> {
+        let Some(pid) = self.pid else {
+            return Ok(());
+        };
+        let done = Command::new("kill").args([signal, &pid.to_string()]).status();
+        match done {
+            Ok(status) if status.success() => Ok(()),
+            _ => Err(format!("{} (process {pid}) is gone", self.name())),
+        }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // A held process would not answer to its end.
+        let _gone = self.signal("-CONT");
+        if let Some(stop) = &self.config.stop
+            && let Err(error) = shell(stop)
+        {
+            eprintln!("{}: {error}", self.name());
+        }
+    }
+}
+
+/// The control socket that a daemon's configuration names.
+fn socket_of(file: &std::path::Path) -> Result<PathBuf> {
+    let fail = |what: &str| format!("{}: {what}", file.display());
+    let text = fs::read_to_string(file).map_err(|error| fail(&error.to_string()))?;
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| fail(&e.to_string()))?;
+    let socket = table.get("control").and_then(|c| c.get("socket")).and_then(|s| s.as_str());
+    socket.map(PathBuf::from).ok_or_else(|| fail("`socket` of [control] is missing"))
+}
+
+fn shell(command: &str) -> Result<String> {
+    // Output goes to a file: a daemon that a command leaves behind would keep a pipe open.
+    let out = tempfile(command)?;
+    let file = fs::File::create(&out).map_err(|error| format!("{}: {error}", out.display()))?;
+    let done = Command::new("sh").args(["-c", command]).stdout(file).status();
+    let said = fs::read_to_string(&out).unwrap_or_default();
+    let _gone = fs::remove_file(&out);
+    match done {
+        Ok(status) if status.success() => Ok(said),
+        Ok(status) => Err(format!("`{command}` ended with {status}: {said}")),
+        Err(error) => Err(format!("sh: {error}")),
+    }
+}
+
+fn tempfile(command: &str) -> Result<PathBuf> {
+    let name = format!("forebay-bench-{}-{}", std::process::id(), command.len());
+    let dir = std::env::temp_dir();
+    if dir.is_dir() { Ok(dir.join(name)) } else { Err(format!("no directory {}", dir.display())) }
+}

@@ -1,0 +1,204 @@
+//! A daemon as a process of its own, started for one figure and ended after it.
+
+use crate::Result;
+use forebay_bench::{Counters, JobResult, Workload, measure};
+use forebay_control::rpc::Client;
+use forebay_control::stat::{NodeStat, NodeState, VolumeStat};
+use serde_json::json;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a start may take.
+const START_MAX: Duration = Duration::from_secs(60);
+/// How long a clean stop may take.
+const STOP_MAX: Duration = Duration::from_secs(120);
+/// The host that the programs here are, and that their nodes allow.
+pub(crate) const HOST_NQN: &str =
+    "nqn.2014-08.org.nvmexpress:uuid:6f0b1f6e-6f72-4562-8179-62656e636800";
+/// The volume's name in the nodes that the programs here configure.
+pub(crate) const VOLUME: &str = "bench";
+
+/// A running daemon; asked to stop, then killed, when dropped.
+#[derive(Debug)]
+pub(crate) struct Node {
+    child: Child,
+    socket: PathBuf,
+    log: PathBuf,
+}
+
+/// What a node of one cache and one volume is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout<'a> {
+    /// Files of the node.
+    pub(crate) dir: &'a Path,
+    /// URI of the cache device.
+    pub(crate) cache: String,
+    /// URI of the backing device.
+    pub(crate) backing: String,
+    /// The core of its reactor.
+    pub(crate) core: usize,
+    /// `busy` or `adaptive`.
+    pub(crate) poll: &'a str,
+    /// TCP port on 127.0.0.1.
+    pub(crate) port: u16,
+    /// Bytes of the memory tier.
+    pub(crate) memory_tier: u64,
+}
+
+impl Layout<'_> {
+    /// The configuration.
+    pub(crate) fn toml(&self) -> String {
+        let Self { dir, cache, backing, core, poll, port, memory_tier } = self;
+        let dir = dir.display();
+        format!(
+            "[node]\nname = \"bench\"\ncores = [{core}]\npoll = \"{poll}\"\nstate_dir = \"{dir}/state\"\n\
+             [[listen]]\ntransport = \"tcp\"\naddress = \"127.0.0.1\"\nport = {port}\n\
+             [[cache]]\ndevice = \"{cache}\"\n\
+             [[volume]]\nname = \"{VOLUME}\"\nbacking = \"{backing}\"\nmode = \"write-back\"\n\
+             block_size = 4096\nmemory_tier = \"{memory_tier}\"\n\
+             [security]\nhosts = [\"{HOST_NQN}\"]\n[control]\nsocket = \"{dir}/forebay.sock\"\n"
+        )
+    }
+
+    /// Formats the cache where it is a file, writes the configuration and starts the node.
+    pub(crate) fn start(&self, program: &Path) -> Result<Node> {
+        if self.cache.starts_with("uring:") {
+            let done = Command::new(program)
+                .args(["format", &self.cache])
+                .output()
+                .map_err(|error| format!("{}: {error}", program.display()))?;
+            if !done.status.success() {
+                return Err(String::from_utf8_lossy(&done.stderr).into_owned());
+            }
+        }
+        let config = self.dir.join("forebay.toml");
+        fs::write(&config, self.toml()).map_err(|e| format!("{}: {e}", config.display()))?;
+        Node::start(program, &config, &self.dir.join("forebay.sock"))
+    }
+
+    /// The URI of its volume.
+    pub(crate) fn uri(&self) -> String {
+        format!(
+            "nvmf+tcp://127.0.0.1:{}/nqn.2026-11.io.forebay:{VOLUME}?nsid=1&hostnqn={HOST_NQN}",
+            self.port
+        )
+    }
+}
+
+impl Node {
+    /// Starts `forebay serve` and waits until it serves.
+    pub(crate) fn start(program: &Path, config: &Path, socket: &Path) -> Result<Self> {
+        let log = socket.with_extension("log");
+        let file = File::create(&log).map_err(|e| format!("{}: {e}", log.display()))?;
+        let twin = file.try_clone().map_err(|e| format!("{}: {e}", log.display()))?;
+        let child = Command::new(program)
+            .arg("serve")
+            .arg("--config")
+            .arg(config)
+            .stdin(Stdio::null())
+            .stdout(file)
+            .stderr(twin)
+            .spawn()
+            .map_err(|error| format!("{}: {error}", program.display()))?;
+        let mut node = Self { child, socket: socket.to_owned(), log };
+        let end = Instant::now() + START_MAX;
+        while node.stat().is_none_or(|stat| stat.node.state != NodeState::Ready) {
+            let gone = node.child.try_wait().map_err(|e| e.to_string())?;
+            if gone.is_some() || Instant::now() > end {
+                let said = fs::read_to_string(&node.log).unwrap_or_default();
+                return Err(format!("the daemon does not serve:\n{said}"));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(node)
+    }
+
+    /// The process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its statistics; `None` where it does not answer.
+    pub(crate) fn stat(&self) -> Option<NodeStat> {
+        Client::connect(&self.socket).ok()?.get("stat", json!({})).ok()
+    }
+
+    /// The statistics of the volume.
+    pub(crate) fn volume(&self) -> Result<VolumeStat> {
+        let stat = self.stat().ok_or("the daemon does not answer")?;
+        stat.volume(VOLUME).cloned().ok_or_else(|| "the daemon has no such volume".to_owned())
+    }
+
+    /// Resident bytes and those in huge pages (proc(5): hugetlb pages are no part of VmRSS).
+    pub(crate) fn memory(&self) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.pid());
+        let text = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
+        let kib = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+            line.split_whitespace().next()?.parse::<u64>().ok()
+        };
+        match (kib("VmRSS:"), kib("HugetlbPages:")) {
+            (Some(rss), Some(huge)) => Ok((rss + huge) << 10),
+            _ => Err(format!("{path}: no VmRSS or no HugetlbPages")),
+        }
+    }
+
+    /// Bytes that the process has sent to storage, as the kernel counts them.
+    pub(crate) fn storage_writes(&self) -> Result<u64> {
+        let path = format!("/proc/{}/io", self.pid());
+        let text = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
+        text.lines()
+            .find_map(|line| line.strip_prefix("write_bytes: ")?.parse().ok())
+            .ok_or_else(|| format!("{path}: no write_bytes"))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // The daemon leaves on SIGINT; no signal can be sent without help of another program.
+        let asked = Command::new("kill").args(["-INT", &self.pid().to_string()]).status();
+        let end = Instant::now() + STOP_MAX;
+        while asked.is_ok() && Instant::now() < end {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// Runs a load here, refuses a run with errors.
+pub(crate) fn load(uri: &str, workload: &Workload) -> Result<JobResult> {
+    let result = measure(uri, workload, &Counters::default()).map_err(|e| e.to_string())?;
+    match (result.errors, result.first_error) {
+        (0, _) => Ok(result),
+        (errors, first) => Err(format!("{errors} operations on {uri} failed; first: {first:?}")),
+    }
+}
+
+/// The daemon's program: as given, else the one beside this program.
+pub(crate) fn program(given: Option<&Path>) -> Result<PathBuf> {
+    let beside = || Some(std::env::current_exe().ok()?.parent()?.join("forebay"));
+    let path = given.map(Path::to_owned).or_else(beside).unwrap_or_default();
+    if path.is_file() {
+        return Ok(path);
+    }
+    Err(format!(
+        "no program {}; build it with: cargo build --release, or name it with --program",
+        path.display()
+    ))
+}
+
+/// An empty directory for a node's files; one that holds anything is refused.
+pub(crate) fn empty_dir(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    let mut entries = fs::read_dir(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    match entries.next() {
+        None => Ok(()),
+        Some(_) => Err(format!("{} is not empty; name an empty directory", dir.display())),
+    }
+}
