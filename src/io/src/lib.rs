@@ -11,6 +11,7 @@
 //! | [`buf`] | owned, shareable byte buffers and their pool; plain-memory versions |
 //! | [`device`] | what a device is, its operations, completions and errors |
 //! | [`block`] | what a host asks of a volume, and what comes back |
+//! | [`latency`] | histograms of how long things took |
 //! | [`crc`] | CRC32C, the one checksum of the project |
 #![forbid(unsafe_code)]
 
@@ -18,11 +19,13 @@ pub mod block;
 pub mod buf;
 pub mod crc;
 pub mod device;
+pub mod latency;
 pub mod time;
 pub mod units;
 
 pub use block::{BlockError, Outcome, Payload, Piece, Request, RequestOp, Tag};
 pub use buf::{Buf, BufPool, HeapBuf, HeapPool};
 pub use device::{Completion, Device, DeviceError, DeviceInfo, Op, OpKind};
+pub use latency::LatencyHistogram;
 pub use time::{Duration, Instant};
 pub use units::{Epoch, Lba, Lsn, Uuid, VolumeId};

@@ -38,6 +38,8 @@ pub struct Shard<B: Buf, P> {
     ways: Ways<B, P>,
     events: VecDeque<ShardEvent>,
     pieces: Vec<Piece<B>>,
+    /// When the loop began that the last call was made in.
+    began: Instant,
 }
 
 /// Everything a request passes through behind the target, apart from it so that both can be lent
@@ -112,7 +114,7 @@ impl<B: Buf, P: BufPool<Buf = B> + Clone> Shard<B, P> {
             outbox: VecDeque::new(),
             refused: VecDeque::new(),
         };
-        Self { target, ways, events: VecDeque::new(), pieces: Vec::new() }
+        Self { target, ways, events: VecDeque::new(), pieces: Vec::new(), began: now }
     }
 
     /// Takes over a recovered engine; its number is the answer.
@@ -148,8 +150,19 @@ impl<B: Buf, P: BufPool<Buf = B> + Clone> Shard<B, P> {
         self.ways.commits.remove(&volume);
     }
 
+    /// A loop has begun at `now`: the commands completed in the one before have ended. The calls
+    /// that every loop makes do this themselves; before latencies are read it is called once more.
+    #[inline]
+    pub fn begin_loop(&mut self, now: Instant) {
+        if now > self.began {
+            self.began = now;
+            self.target.measure(now);
+        }
+    }
+
     /// Bytes that a connection received.
     pub fn handle_bytes(&mut self, conn: ConnId, bytes: &[u8], now: Instant) {
+        self.begin_loop(now);
         self.ways.now = now;
         let mut pool = self.ways.pool.clone();
         self.target.handle_bytes(conn, bytes, now, &mut pool, &mut self.ways);
@@ -171,6 +184,7 @@ impl<B: Buf, P: BufPool<Buf = B> + Clone> Shard<B, P> {
 
     /// A message of another reactor.
     pub fn handle_message(&mut self, message: Message<B>, now: Instant) {
+        self.begin_loop(now);
         self.ways.now = now;
         match message {
             Message::Forward { from, request, cargo } => self.admit(from, request, cargo),
@@ -224,6 +238,7 @@ impl<B: Buf, P: BufPool<Buf = B> + Clone> Shard<B, P> {
 
     /// The end of a poll: what was gathered becomes one device write per log.
     pub fn end_of_poll(&mut self, now: Instant) {
+        self.begin_loop(now);
         let ways = &mut self.ways;
         for engine in &mut ways.engines {
             engine.end_of_poll(&mut ways.pool, now);

@@ -30,7 +30,7 @@ pub use crate::target::config::{
     NamespaceConfig, NamespaceError, SubsystemConfig, TargetConfig,
 };
 pub use crate::target::stats::{
-    ConnStats, ControllerInfo, HostInfo, NamespaceCounters, TargetStats,
+    ConnStats, ControllerInfo, HostInfo, NamespaceCounters, NamespaceLatency, TargetStats,
 };
 pub use forebay_wire::log::AnaState;
 
@@ -195,6 +195,8 @@ pub struct Target<B> {
     deadline: Instant,
     /// The latest time that any call was given.
     clock: Instant,
+    /// Completed since [`Target::measure`].
+    ended: Vec<stats::Ended>,
     stats: TargetStats,
 }
 
@@ -219,6 +221,7 @@ impl<B: Buf> Target<B> {
             discovery_generation: 1,
             deadline: Instant::NEVER,
             clock: now,
+            ended: Vec::new(),
             stats: TargetStats::default(),
         }
     }

@@ -1,11 +1,16 @@
 //! Completions from volumes.
 
 use super::conn::{Conn, Kind};
+use super::stats::{Ended, Side};
 use super::status::status_of;
 use super::subsystem::Namespace;
 use super::{Target, untag};
-use forebay_io::{Buf, Outcome, Piece, Tag};
+use forebay_io::{Buf, Instant, Outcome, Piece, Tag};
 use forebay_wire::Status;
+
+/// Commands whose end is not known yet at most: more than a loop completes. Beyond it they ended
+/// when the target was last told the time.
+const ENDED_MAX: usize = 16384;
 
 impl<B: Buf> Target<B> {
     /// A request has ended. `pieces` is the data of a read, exactly as much as was asked for; it is
@@ -46,7 +51,7 @@ impl<B: Buf> Target<B> {
             }
             return;
         }
-        let (kind, mut failed) = (slot.kind, slot.failed);
+        let (kind, mut failed, arrived) = (slot.kind, slot.failed, slot.arrived);
         let (cid, nsid, slba, blocks) = (slot.cid, slot.nsid, slot.slba, slot.blocks);
         let home = conn.home;
         match (kind, failed) {
@@ -64,12 +69,31 @@ impl<B: Buf> Target<B> {
             conn.in_ready = true;
             self.ready.push_back(parts.conn);
         }
-        if let Some(namespace) = self.namespace_of_mut(home, nsid) {
-            count(namespace, kind, blocks, failed);
+        if let Some(namespace) = self.namespace_of_mut(home, nsid)
+            && let Some(side) = count(namespace, kind, blocks, failed)
+        {
+            if self.ended.len() >= ENDED_MAX {
+                self.measure(self.clock);
+            }
+            self.ended.push(Ended { home, nsid, side, arrived });
         }
         if let Some(status) = failed {
             self.log_completed(parts.conn, cid, nsid, slba, status);
         }
+    }
+
+    /// What was completed since the last call ended at `now`, for the latencies: the shell calls this
+    /// with the time that it reads once a loop anyway, first thing in the next one. So a command is
+    /// charged with the whole loop that completed it, the sending of responses included, and no
+    /// clock is read for it.
+    pub fn measure(&mut self, now: Instant) {
+        let mut ended = core::mem::take(&mut self.ended);
+        for one in ended.drain(..) {
+            if let Some(namespace) = self.namespace_of_mut(one.home, one.nsid) {
+                namespace.latency.record(&one, now);
+            }
+        }
+        self.ended = ended;
     }
 
     fn log_completed(&mut self, id: super::ConnId, cid: u16, nsid: u32, slba: u64, status: Status) {
@@ -83,25 +107,42 @@ impl<B: Buf> Target<B> {
     }
 }
 
-/// Counts a command of a namespace.
-fn count(namespace: &mut Namespace, kind: Kind, blocks: u32, failed: Option<Status>) {
+/// Counts a command of a namespace, and says as what; `None` for an error.
+fn count(
+    namespace: &mut Namespace,
+    kind: Kind,
+    blocks: u32,
+    failed: Option<Status>,
+) -> Option<Side> {
     let counters = &mut namespace.counters;
     match (kind, failed) {
         (Kind::FusedWrite, Some(status)) if status.is(Status::COMPARE_FAILURE) => {
             counters.reads += 1;
+            Some(Side::Read)
         }
-        (_, Some(status)) if !status.is(Status::COMPARE_FAILURE) => counters.errors += 1,
+        (_, Some(status)) if !status.is(Status::COMPARE_FAILURE) => {
+            counters.errors += 1;
+            None
+        }
         (Kind::Read | Kind::Compare, _) => {
             counters.reads += 1;
             counters.blocks_read += u64::from(blocks);
+            Some(Side::Read)
         }
         (Kind::Write | Kind::FusedWrite, _) => {
             counters.writes += 1;
             counters.blocks_written += u64::from(blocks);
+            Some(Side::Write)
         }
-        (Kind::WriteZeroes | Kind::Dsm, _) => counters.writes += 1,
-        (Kind::Flush, _) => counters.flushes += 1,
-        (Kind::FusedCompare | Kind::AsyncEvent, _) => {}
+        (Kind::WriteZeroes | Kind::Dsm, _) => {
+            counters.writes += 1;
+            Some(Side::Write)
+        }
+        (Kind::Flush, _) => {
+            counters.flushes += 1;
+            Some(Side::Flush)
+        }
+        (Kind::FusedCompare | Kind::AsyncEvent, _) => None,
     }
 }
 

@@ -68,6 +68,8 @@ pub(super) struct Slot<B> {
     pub(super) generation: u16,
     pub(super) state: State,
     pub(super) kind: Kind,
+    /// When its capsule was there, whole.
+    pub(super) arrived: Instant,
     pub(super) cid: u16,
     pub(super) nsid: u32,
     pub(super) slba: u64,
@@ -217,6 +219,7 @@ impl<B: Buf> Conn<B> {
     pub(super) fn start(&mut self, start: Start) -> Option<u16> {
         let at = self.free.pop()?;
         let slot = &mut self.slots[usize::from(at)];
+        slot.arrived = self.heard;
         slot.kind = start.kind;
         slot.cid = start.cid;
         slot.nsid = start.nsid;
@@ -484,6 +487,7 @@ impl<B> Slot<B> {
             generation: 0,
             state: State::Free,
             kind: Kind::Flush,
+            arrived: Instant(0),
             cid: 0,
             nsid: 0,
             slba: 0,

@@ -5,7 +5,7 @@ use super::config::{
     SubsystemConfig, check_blocks,
 };
 use super::conn::Home;
-use super::stats::{ControllerInfo, HostInfo, NamespaceCounters, TargetStats};
+use super::stats::{ControllerInfo, HostInfo, NamespaceCounters, NamespaceLatency, TargetStats};
 use super::subsystem::{Namespace, Subsystem, index};
 use super::{ConnId, Target};
 use forebay_io::{Buf, Instant};
@@ -111,7 +111,8 @@ impl<B: Buf> Target<B> {
         }
         let nsid = config.nsid;
         let counters = NamespaceCounters::default();
-        subsystem.namespaces[place] = Some(Namespace { config, counters, ana_changes: 0 });
+        let latency = Box::default();
+        subsystem.namespaces[place] = Some(Namespace { config, counters, latency, ana_changes: 0 });
         subsystem.ana_changes += 1;
         self.namespace_changed(at, nsid, now);
         Ok(())
@@ -187,6 +188,13 @@ impl<B: Buf> Target<B> {
     pub fn namespace_counters(&self, subnqn: &Nqn, nsid: u32) -> Option<NamespaceCounters> {
         let at = self.find_subsystem(subnqn)?;
         self.subsystem(at)?.namespace(nsid).map(|namespace| namespace.counters)
+    }
+
+    /// How long the commands of a namespace took, of those whose end [`Target::measure`] knows.
+    #[must_use]
+    pub fn namespace_latency(&self, subnqn: &Nqn, nsid: u32) -> Option<&NamespaceLatency> {
+        let at = self.find_subsystem(subnqn)?;
+        self.subsystem(at)?.namespace(nsid).map(|namespace| &*namespace.latency)
     }
 
     /// Every controller, those whose association is over but not drained included.

@@ -1,6 +1,8 @@
 //! Counters and lists for `stat` and `host list`.
 
 use super::ConnId;
+use super::conn::Home;
+use forebay_io::{Instant, LatencyHistogram};
 use forebay_wire::Nqn;
 
 /// Counters of a target since it began.
@@ -48,6 +50,47 @@ pub struct NamespaceCounters {
     pub flushes: u64,
     /// Commands that the volume could not carry out.
     pub errors: u64,
+}
+
+/// How long the commands of a namespace took that [`NamespaceCounters`] counts: from the arrival of
+/// their capsule to the end of the loop in which their response was queued. For a write whose data
+/// does not come with the capsule this includes that the host is asked for it and sends it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NamespaceLatency {
+    /// What `reads` counts.
+    pub read: LatencyHistogram,
+    /// What `writes` counts.
+    pub write: LatencyHistogram,
+    /// What `flushes` counts.
+    pub flush: LatencyHistogram,
+}
+
+/// Which histogram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Read,
+    Write,
+    Flush,
+}
+
+impl NamespaceLatency {
+    pub(super) fn record(&mut self, ended: &Ended, at: Instant) {
+        let histogram = match ended.side {
+            Side::Read => &mut self.read,
+            Side::Write => &mut self.write,
+            Side::Flush => &mut self.flush,
+        };
+        histogram.record(ended.arrived, at);
+    }
+}
+
+/// A command whose response is queued and whose end is not known yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ended {
+    pub(super) home: Home,
+    pub(super) nsid: u32,
+    pub(super) side: Side,
+    pub(super) arrived: Instant,
 }
 
 /// The host side of an association.

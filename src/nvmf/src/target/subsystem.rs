@@ -1,13 +1,15 @@
 //! A subsystem and its namespaces.
 
 use super::config::{NamespaceConfig, SubsystemConfig};
-use super::stats::NamespaceCounters;
+use super::stats::{NamespaceCounters, NamespaceLatency};
 
 /// A namespace that is attached.
 #[derive(Debug)]
 pub(super) struct Namespace {
     pub(super) config: NamespaceConfig,
     pub(super) counters: NamespaceCounters,
+    /// Apart, as it is large.
+    pub(super) latency: Box<NamespaceLatency>,
     /// Changes of its ANA state.
     pub(super) ana_changes: u64,
 }

@@ -350,6 +350,43 @@ fn counters_and_smart_log_tell_what_was_done() {
     assert_eq!(info.queues[1].2.commands, 10);
 }
 
+/// From the capsule (not from the data that is asked for) to the time that the shell reads after
+/// the response was queued; what fails is not in it.
+#[test]
+fn latencies_are_from_the_capsule_to_the_end_of_the_loop() {
+    use forebay_io::Duration;
+    let (mut rig, _host, mut queue) = host_and_queue();
+    let latency = |rig: &Rig| rig.target.namespace_latency(&nqn(SUBNQN), 2).unwrap().clone();
+    let cid = queue.send(&mut rig, rw(nvm::WRITE, 2, 0, 4), 16_384);
+    let Some(FromTarget::R2t(r2t)) = queue.receive(&mut rig) else { panic!() };
+    rig.now = Instant(rig.now.0 + 300_000);
+    let data = queue.answer(&r2t, &pattern(16_384, 1), 16_384);
+    rig.feed(queue.conn, &data);
+    assert!(queue.finish(&mut rig, cid, &[]).cqe.status.is_success());
+    assert_eq!(latency(&rig), NamespaceLatency::default(), "its end is not known yet");
+    let now = Instant(rig.now.0 + 20_000);
+    rig.target.measure(now);
+    let write = latency(&rig).write;
+    assert_eq!((write.count(), write.total()), (1, Duration::from_micros(320)));
+    assert_eq!((write.max(), write.quantile(999_000)), (write.total(), write.total()));
+    for _ in 0..3 {
+        queue.read(&mut rig, rw(nvm::READ, 2, 0, 1), 4096);
+    }
+    queue.read(&mut rig, Sqe::new(nvm::FLUSH, 0, 2), 0);
+    rig.volumes.fail = Some(BlockError::Unrecovered);
+    queue.read(&mut rig, rw(nvm::READ, 2, 0, 1), 4096);
+    rig.target.measure(now);
+    rig.target.measure(Instant(now.0 + SECOND));
+    let all = latency(&rig);
+    let counts = (all.read.count(), all.write.count(), all.flush.count());
+    let counters = rig.target.namespace_counters(&nqn(SUBNQN), 2).unwrap();
+    assert_eq!(counts, (counters.reads, counters.writes, counters.flushes));
+    assert_eq!((counts, counters.errors), ((3, 1, 1), 1));
+    assert_eq!(all.read.max(), Duration::from_micros(20), "measured once");
+    let other = rig.target.namespace_latency(&nqn(SUBNQN), 1).unwrap();
+    assert_eq!(*other, NamespaceLatency::default());
+}
+
 /// Every byte of a session's input; then the same input in other pieces gives the same output.
 fn session(chunks: &[usize], digests: Digests) -> (Vec<u8>, Vec<Seen>) {
     let mut rig = Rig::new();
