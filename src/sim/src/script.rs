@@ -1,0 +1,171 @@
+//! What happens in a seeded run, as a list of steps that can be shortened.
+
+use crate::config::{Config, MODES};
+use crate::rng::Rng;
+use crate::workload::random_ask;
+use crate::world::Ask;
+use forebay_cache::engine::CacheMode;
+use forebay_io::DeviceError;
+
+/// How the devices of a run misbehave, besides crashes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weather {
+    /// They do not.
+    Fair,
+    /// Backing devices fail, hang, are slow, full or gone for a while.
+    Backing,
+    /// Operations of the cache device fail once or twice; buffers run out.
+    Transient,
+    /// Data on the cache device rots, reads return other places, older data, flipped bits.
+    Rot,
+    /// The cache device fails for good.
+    Gone,
+    /// The cache device loses or misplaces writes, or lies about flushes: what it then lost is not
+    /// survived, only foreign data must not be seen.
+    Liar,
+}
+
+/// The weather of a seed.
+#[must_use]
+pub fn weather(seed: u64) -> Weather {
+    match Rng::new(seed, 20).below(12) {
+        0..=3 => Weather::Fair,
+        4 | 5 => Weather::Backing,
+        6 | 7 => Weather::Transient,
+        8 | 9 => Weather::Rot,
+        10 => Weather::Gone,
+        _ => Weather::Liar,
+    }
+}
+
+/// A fault that begins.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fault {
+    /// Operations of a volume's backing device fail: reads, writes, flushes one in so many.
+    Backing(usize, [u64; 3], DeviceError),
+    /// A backing device does not answer.
+    Hang(usize),
+    /// A backing device is slow.
+    Slow(usize, u64),
+    /// Operations of the cache device fail, so many times.
+    Cache([u64; 3], u64),
+    /// The cache device is gone.
+    Gone,
+    /// The cache device does not take writes any more.
+    ReadOnly,
+    /// So many blocks of data on the cache device rot.
+    Rot(u64),
+    /// Reads of the cache device return: older data, another place, a flipped bit.
+    Reads([u64; 3]),
+    /// Writes of the cache device are lost, or misplaced.
+    Writes([u64; 2]),
+    /// Flushes of the cache device do nothing.
+    Lie,
+    /// The pool of buffers is empty, one time in so many.
+    Dry(u64),
+}
+
+/// One step.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// A host asks.
+    Ask(Ask),
+    /// Polls.
+    Poll(u64),
+    /// Polls until so much time has passed.
+    Sleep(u64),
+    /// The process dies; with it the power, or not.
+    Crash(bool),
+    /// A clean stop and a start.
+    Restart,
+    /// A mode switch.
+    Mode(usize, CacheMode),
+    /// A drain.
+    Drain(usize),
+    /// A fault begins.
+    Fault(Fault),
+    /// All faults end.
+    Calm,
+    /// The backing devices are judged.
+    Places,
+}
+
+fn fault(weather: Weather, config: &Config, rng: &mut Rng) -> Option<Fault> {
+    let volume = rng.index(config.volumes.len());
+    let some = |rng: &mut Rng| if rng.one_in(2) { rng.pick(&[1, 2, 5, 20]) } else { 0 };
+    match weather {
+        Weather::Fair => None,
+        Weather::Backing => Some(match rng.below(6) {
+            0 => Fault::Hang(volume),
+            1 => Fault::Slow(volume, rng.pick(&[10, 100])),
+            2 => Fault::Backing(volume, [0, 1, 0], DeviceError::NoSpace),
+            3 => Fault::Backing(volume, [1, 1, 1], DeviceError::Gone),
+            _ => Fault::Backing(volume, [some(rng), some(rng), some(rng)], DeviceError::Io(5)),
+        }),
+        Weather::Transient => Some(match rng.below(3) {
+            0 => Fault::Dry(rng.pick(&[2, 10, 50])),
+            _ => Fault::Cache([some(rng), some(rng), some(rng)], 2),
+        }),
+        Weather::Rot => Some(match rng.below(3) {
+            0 => Fault::Rot(1 + rng.below(8)),
+            _ => {
+                let mut one = [0; 3];
+                one[rng.index(3)] = rng.pick(&[3, 10, 40]);
+                Fault::Reads(one)
+            }
+        }),
+        Weather::Gone => Some(if rng.one_in(2) { Fault::Gone } else { Fault::ReadOnly }),
+        Weather::Liar => Some(match rng.below(3) {
+            0 => Fault::Lie,
+            1 => Fault::Writes([rng.pick(&[5, 30]), 0]),
+            _ => Fault::Writes([0, rng.pick(&[5, 30])]),
+        }),
+    }
+}
+
+/// The steps of a seed.
+#[must_use]
+pub fn script(seed: u64, config: &Config) -> Vec<Step> {
+    let mut rng = Rng::new(seed, 21);
+    let weather = weather(seed);
+    let volumes: Vec<(u64, u32)> = config.volumes.iter().map(|v| (v.size, v.unit)).collect();
+    let mut steps = Vec::new();
+    let (total, switches) = (150 + rng.below(350), rng.one_in(2));
+    let (most, patience) = (rng.pick(&[2, 16, 40]), rng.pick(&[2, 3, 8]));
+    let crashes = rng.pick(&[0, 60, 120]);
+    let mut scan = 0;
+    for _ in 0..total {
+        match rng.below(400) {
+            0..=3 => steps.push(Step::Sleep(rng.pick(&[1_000_000, 20_000_000, 300_000_000]))),
+            4 => steps.push(Step::Restart),
+            5 | 6 => steps.push(Step::Drain(rng.index(volumes.len()))),
+            7..=12 if switches => {
+                steps.push(Step::Mode(rng.index(volumes.len()), MODES[rng.index(4)]));
+            }
+            13..=22 => steps.extend(fault(weather, config, &mut rng).map(Step::Fault)),
+            23..=26 => steps.push(Step::Calm),
+            27..=32 => steps.push(Step::Places),
+            33 => scan = 20,
+            _ => {}
+        }
+        if rng.one_in(crashes) {
+            steps.push(Step::Crash(rng.one_in(2)));
+        }
+        let mut ask = random_ask(&volumes, &mut rng, most);
+        if scan > 0 {
+            // A scan in long reads.
+            scan -= 1;
+            let (size, unit) = volumes[ask.volume];
+            let unit = u64::from(unit);
+            ask.op = forebay_io::RequestOp::Read;
+            ask.fua = false;
+            ask.offset = ((20 - scan) * (32 << 10)) % size / unit * unit;
+            ask.len = (32 << 10).min(size - ask.offset);
+        }
+        steps.push(Step::Ask(ask));
+        if rng.one_in(patience) {
+            steps.push(Step::Poll(1 + rng.below(4)));
+        }
+    }
+    steps
+}
