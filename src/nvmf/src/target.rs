@@ -162,11 +162,38 @@ impl fmt::Display for TargetFull {
 
 impl core::error::Error for TargetFull {}
 
-/// What a call lends to the state machines.
-struct Env<'e, P, I> {
+/// What a call lends to the state machines: a pool, a place for requests, the time.
+trait Env<B: Buf> {
+    /// Where buffers come from.
+    fn pool(&mut self) -> &mut impl BufPool<Buf = B>;
+    /// Where requests go.
+    fn io(&mut self) -> &mut impl IoSink<B>;
+    /// The time of the call.
+    fn now(&self) -> Instant;
+}
+
+/// The one [`Env`] there is: a trait so that what passes it on need not name its two types.
+struct Lent<'e, P, I> {
     pool: &'e mut P,
     io: &'e mut I,
     now: Instant,
+}
+
+impl<B: Buf, P: BufPool<Buf = B>, I: IoSink<B>> Env<B> for Lent<'_, P, I> {
+    #[inline(always)]
+    fn pool(&mut self) -> &mut impl BufPool<Buf = B> {
+        self.pool
+    }
+
+    #[inline(always)]
+    fn io(&mut self) -> &mut impl IoSink<B> {
+        self.io
+    }
+
+    #[inline(always)]
+    fn now(&self) -> Instant {
+        self.now
+    }
 }
 
 struct ConnSlot<B> {
@@ -242,7 +269,7 @@ impl<B: Buf> Target<B> {
         let Some(mut conn) = self.take(id) else { return };
         conn.heard = now;
         conn.stats.bytes_in += bytes.len() as u64;
-        self.receive(&mut conn, bytes, &mut Env { pool, io, now });
+        self.receive(&mut conn, bytes, &mut Lent { pool, io, now });
         self.put(conn);
         self.settle(now);
     }

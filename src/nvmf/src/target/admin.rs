@@ -2,8 +2,8 @@
 
 use super::conn::{Conn, Kind, State};
 use super::controller::Controller;
-use super::{Env, IoSink, Target};
-use forebay_io::{Buf, BufPool, Instant};
+use super::{Env, Target};
+use forebay_io::{Buf, Instant};
 use forebay_wire::fabrics::{PropertyGet, PropertySet, fctype};
 use forebay_wire::property::{self, Cap, Cc, Crto, Csts, Shn};
 use forebay_wire::sqe::{Fuse, Psdt, Sgl, admin};
@@ -17,22 +17,18 @@ const READY_TIMEOUT: u8 = 30;
 pub(super) type Answer = Result<u64, Status>;
 
 impl<B: Buf> Target<B> {
-    pub(super) fn admin_command<P, I>(
+    pub(super) fn admin_command(
         &mut self,
         conn: &mut Conn<B>,
         sqe: &Sqe,
         data: &[u8],
-        env: &mut Env<'_, P, I>,
-    ) -> Result<(), Fatal>
-    where
-        P: BufPool<Buf = B>,
-        I: IoSink<B>,
-    {
+        env: &mut impl Env<B>,
+    ) -> Result<(), Fatal> {
         let Some(mut ctrl) = self.controllers.get_mut(conn.ctrl).and_then(Option::take) else {
             return Err(Fatal::sequence());
         };
-        ctrl.heard = env.now;
-        let outcome = self.admin_dispatch(conn, &mut ctrl, sqe, data, env.now);
+        ctrl.heard = env.now();
+        let outcome = self.admin_dispatch(conn, &mut ctrl, sqe, data, env.now());
         let at = conn.ctrl;
         self.controllers[at] = Some(ctrl);
         self.mark_dirty(at);

@@ -2,21 +2,13 @@
 
 use super::conn::{Conn, Kind, State};
 use super::io::submit;
-use super::{Env, IoSink, Target};
-use forebay_io::{Buf, BufPool, Payload, RequestOp};
+use super::{Env, Target};
+use forebay_io::{Buf, Payload, RequestOp};
 use forebay_wire::Status;
 
 impl<B: Buf> Target<B> {
     /// All data of a command has arrived.
-    pub(super) fn data_complete<P, I>(
-        &mut self,
-        conn: &mut Conn<B>,
-        at: u16,
-        env: &mut Env<'_, P, I>,
-    ) where
-        P: BufPool<Buf = B>,
-        I: IoSink<B>,
-    {
+    pub(super) fn data_complete(&mut self, conn: &mut Conn<B>, at: u16, env: &mut impl Env<B>) {
         let slot = conn.slot(at);
         let (kind, nsid) = (slot.kind, slot.nsid);
         if matches!(kind, Kind::FusedCompare | Kind::FusedWrite) {
@@ -34,11 +26,11 @@ impl<B: Buf> Target<B> {
             return conn.finish(at, Status::INVALID_NAMESPACE.dnr());
         };
         match kind {
-            Kind::Dsm => self.deallocate(conn, at, volume, buf.as_slice(), env.io),
+            Kind::Dsm => self.deallocate(conn, at, volume, buf.as_slice(), env.io()),
             Kind::Compare => {
-                submit(conn, at, RequestOp::Compare, volume, Payload::Owned(buf), env.io);
+                submit(conn, at, RequestOp::Compare, volume, Payload::Owned(buf), env.io());
             }
-            _ => submit(conn, at, RequestOp::Write, volume, Payload::Owned(buf), env.io),
+            _ => submit(conn, at, RequestOp::Write, volume, Payload::Owned(buf), env.io()),
         }
     }
 }

@@ -16,17 +16,13 @@ use forebay_wire::{Sqe, Status};
 
 impl<B: Buf> Target<B> {
     /// A command that is part of a pair, or comes while a first half waits.
-    pub(super) fn fused_command<P, I>(
+    pub(super) fn fused_command(
         &mut self,
         conn: &mut Conn<B>,
         sqe: &Sqe,
         data: &[u8],
-        env: &mut Env<'_, P, I>,
-    ) -> Result<(), Fatal>
-    where
-        P: BufPool<Buf = B>,
-        I: IoSink<B>,
-    {
+        env: &mut impl Env<B>,
+    ) -> Result<(), Fatal> {
         let before = core::mem::replace(&mut conn.fusion, Fusion::None);
         match (before, sqe.fuse()) {
             (Fusion::First(first), Fuse::Second) => self.second(conn, first, sqe, data, env),
@@ -65,17 +61,13 @@ impl<B: Buf> Target<B> {
         }
     }
 
-    fn first<P, I>(
+    fn first(
         &mut self,
         conn: &mut Conn<B>,
         sqe: &Sqe,
         data: &[u8],
-        env: &mut Env<'_, P, I>,
-    ) -> Result<(), Fatal>
-    where
-        P: BufPool<Buf = B>,
-        I: IoSink<B>,
-    {
+        env: &mut impl Env<B>,
+    ) -> Result<(), Fatal> {
         match self.start_half(conn, sqe, data, Kind::Compare, Kind::FusedCompare, env)? {
             Ok(at) => conn.fusion = Fusion::First(at),
             Err(status) => {
@@ -86,18 +78,14 @@ impl<B: Buf> Target<B> {
         Ok(())
     }
 
-    fn second<P, I>(
+    fn second(
         &mut self,
         conn: &mut Conn<B>,
         first: u16,
         sqe: &Sqe,
         data: &[u8],
-        env: &mut Env<'_, P, I>,
-    ) -> Result<(), Fatal>
-    where
-        P: BufPool<Buf = B>,
-        I: IoSink<B>,
-    {
+        env: &mut impl Env<B>,
+    ) -> Result<(), Fatal> {
         let at = match self.start_half(conn, sqe, data, Kind::Write, Kind::FusedWrite, env)? {
             Ok(at) => at,
             Err(status) => {
@@ -123,19 +111,15 @@ impl<B: Buf> Target<B> {
 
     /// Checks half of a pair and gets or asks for its data, which must be owned: the halves come
     /// apart in time.
-    fn start_half<P, I>(
+    fn start_half(
         &mut self,
         conn: &mut Conn<B>,
         sqe: &Sqe,
         data: &[u8],
         needs: Kind,
         becomes: Kind,
-        env: &mut Env<'_, P, I>,
-    ) -> Result<Result<u16, Status>, Fatal>
-    where
-        P: BufPool<Buf = B>,
-        I: IoSink<B>,
-    {
+        env: &mut impl Env<B>,
+    ) -> Result<Result<u16, Status>, Fatal> {
         let mut checked = match self.check(conn, sqe) {
             Ok(checked) if checked.start.kind == needs => checked,
             Ok(_) => return Ok(Err(Status::INVALID_FIELD.dnr())),
@@ -149,7 +133,7 @@ impl<B: Buf> Target<B> {
         let mut buf = None;
         if inline {
             // A pool without room: the host tries again.
-            let Some(mut fresh) = env.pool.alloc(data.len()) else {
+            let Some(mut fresh) = env.pool().alloc(data.len()) else {
                 return Ok(Err(Status::COMMAND_INTERRUPTED));
             };
             match fresh.as_mut_slice() {
@@ -163,17 +147,13 @@ impl<B: Buf> Target<B> {
             conn.slot(at).buf = buf;
             conn.slot(at).state = State::Whole;
         } else {
-            conn.ask_for_data(at, env.pool);
+            conn.ask_for_data(at, env.pool());
         }
         Ok(Ok(at))
     }
 
     /// Half of a pair has all its data.
-    pub(super) fn fused_whole<P, I>(&mut self, conn: &mut Conn<B>, at: u16, env: &mut Env<'_, P, I>)
-    where
-        P: BufPool<Buf = B>,
-        I: IoSink<B>,
-    {
+    pub(super) fn fused_whole(&mut self, conn: &mut Conn<B>, at: u16, env: &mut impl Env<B>) {
         let slot = conn.slot(at);
         match (slot.partner, slot.failed) {
             (Some(_), _) => self.pair_ready(conn, at, env),
@@ -204,11 +184,7 @@ impl<B: Buf> Target<B> {
     }
 
     /// Carries out the pair that `at` belongs to, if both halves are whole.
-    fn pair_ready<P, I>(&mut self, conn: &mut Conn<B>, at: u16, env: &mut Env<'_, P, I>)
-    where
-        P: BufPool<Buf = B>,
-        I: IoSink<B>,
-    {
+    fn pair_ready(&mut self, conn: &mut Conn<B>, at: u16, env: &mut impl Env<B>) {
         let Some(other) = conn.slot(at).partner else { return };
         let (first, second) =
             if conn.slot(at).kind == Kind::FusedCompare { (at, other) } else { (other, at) };
@@ -243,7 +219,7 @@ impl<B: Buf> Target<B> {
         conn.slot(second).parts = 1;
         let op = RequestOp::CompareAndWrite;
         let request = Request { tag, volume, op, lba: Lba(slba), blocks, fua };
-        env.io.submit(request, Payload::Pair(compare, write));
+        env.io().submit(request, Payload::Pair(compare, write));
     }
 
     /// Completes both halves, adjacent and in order.

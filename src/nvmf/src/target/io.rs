@@ -3,7 +3,7 @@
 use super::conn::{Conn, Fusion, Gate, Home, Kind, Start, State};
 use super::{Env, IoSink, LINGER, TRANSFER_MAX, Target};
 use crate::tcp::widen;
-use forebay_io::{Buf, BufPool, Lba, Payload, Request, RequestOp, VolumeId};
+use forebay_io::{Buf, Lba, Payload, Request, RequestOp, VolumeId};
 use forebay_wire::fabrics::fctype;
 use forebay_wire::log::{AnaState, ErrorEntry, trtype};
 use forebay_wire::sqe::{DatasetManagement, Fuse, Psdt, ReadWrite, Sgl, admin, nvm};
@@ -20,22 +20,18 @@ pub(super) struct Checked {
 }
 
 impl<B: Buf> Target<B> {
-    pub(super) fn io_command<P, I>(
+    pub(super) fn io_command(
         &mut self,
         conn: &mut Conn<B>,
         sqe: &Sqe,
         data: &[u8],
-        env: &mut Env<'_, P, I>,
-    ) -> Result<(), Fatal>
-    where
-        P: BufPool<Buf = B>,
-        I: IoSink<B>,
-    {
+        env: &mut impl Env<B>,
+    ) -> Result<(), Fatal> {
         if sqe.opcode() == admin::FABRICS && sqe.fctype() == fctype::DISCONNECT {
             // Deletes this queue (Base 2.0 §6.4): the response is sent, then the socket closes.
             conn.respond(sqe.cid(), Status::SUCCESS, 0);
-            conn.close(env.now + LINGER);
-            self.wake_at(env.now + LINGER);
+            conn.close(env.now() + LINGER);
+            self.wake_at(env.now() + LINGER);
             return Ok(());
         }
         if sqe.fuse() != Fuse::Normal || conn.fusion != Fusion::None {
@@ -52,18 +48,14 @@ impl<B: Buf> Target<B> {
 
     /// Carries out a checked command that is not half of a fused pair.
     #[inline(always)]
-    pub(super) fn carry_out<P, I>(
+    pub(super) fn carry_out(
         &mut self,
         conn: &mut Conn<B>,
         sqe: &Sqe,
         checked: &Checked,
         data: &[u8],
-        env: &mut Env<'_, P, I>,
-    ) -> Result<(), Fatal>
-    where
-        P: BufPool<Buf = B>,
-        I: IoSink<B>,
-    {
+        env: &mut impl Env<B>,
+    ) -> Result<(), Fatal> {
         let start = checked.start;
         let op = match start.kind {
             Kind::Read => RequestOp::Read,
@@ -88,12 +80,12 @@ impl<B: Buf> Target<B> {
         // More commands outstanding than the queue has entries: the host broke flow control.
         let at = conn.start(start).ok_or(Fatal::sequence())?;
         if !inline {
-            conn.ask_for_data(at, env.pool);
+            conn.ask_for_data(at, env.pool());
         } else if start.kind == Kind::Dsm {
-            self.deallocate(conn, at, checked.volume, data, env.io);
+            self.deallocate(conn, at, checked.volume, data, env.io());
         } else {
             let payload = if data.is_empty() { Payload::None } else { Payload::Inline(data) };
-            submit(conn, at, op, checked.volume, payload, env.io);
+            submit(conn, at, op, checked.volume, payload, env.io());
         }
         Ok(())
     }

@@ -3,9 +3,9 @@
 //! of H2CData goes straight into the command's buffer.
 
 use super::conn::{Arriving, Conn, Slot};
-use super::{Env, Event, IoSink, LINGER, Target};
+use super::{Env, Event, LINGER, Target};
 use crate::tcp::{IN_CAPSULE_MAX, MAXH2CDATA, widen};
-use forebay_io::{Buf, BufPool};
+use forebay_io::Buf;
 use forebay_wire::tcp::{
     CAPSULE_CMD_HLEN, COMMON_LEN, DIGEST_LEN, DataPdu, Digest, Direction, FLAG_LAST, Fatal, Frame,
     PduKind, data_digest,
@@ -45,15 +45,7 @@ const fn needed(frame: &Frame) -> usize {
 }
 
 impl<B: Buf> Target<B> {
-    pub(super) fn receive<P, I>(
-        &mut self,
-        conn: &mut Conn<B>,
-        mut input: &[u8],
-        env: &mut Env<'_, P, I>,
-    ) where
-        P: BufPool<Buf = B>,
-        I: IoSink<B>,
-    {
+    pub(super) fn receive(&mut self, conn: &mut Conn<B>, mut input: &[u8], env: &mut impl Env<B>) {
         while !input.is_empty() && conn.live() {
             if conn.arriving.is_some() {
                 input = self.take_data(conn, input, env);
@@ -88,16 +80,12 @@ impl<B: Buf> Target<B> {
     }
 
     /// Adds to the split PDU what it lacks, and handles it once it is whole.
-    fn complete_side<'i, P, I>(
+    fn complete_side<'i>(
         &mut self,
         conn: &mut Conn<B>,
         input: &'i [u8],
-        env: &mut Env<'_, P, I>,
-    ) -> &'i [u8]
-    where
-        P: BufPool<Buf = B>,
-        I: IoSink<B>,
-    {
+        env: &mut impl Env<B>,
+    ) -> &'i [u8] {
         let frame = match conn.side.first_chunk::<COMMON_LEN>().map(|raw| frame_of(conn, raw)) {
             Some(Ok(frame)) => Some(frame),
             Some(Err(fatal)) => {
@@ -127,17 +115,13 @@ impl<B: Buf> Target<B> {
     }
 
     /// Handles a PDU: whole, or the header of H2CData.
-    fn pdu<P, I>(
+    fn pdu(
         &mut self,
         conn: &mut Conn<B>,
         frame: &Frame,
         pdu: &[u8],
-        env: &mut Env<'_, P, I>,
-    ) -> Result<(), Fatal>
-    where
-        P: BufPool<Buf = B>,
-        I: IoSink<B>,
-    {
+        env: &mut impl Env<B>,
+    ) -> Result<(), Fatal> {
         frame.check_header(pdu)?;
         match frame.kind {
             PduKind::CapsuleCmd => {
@@ -156,7 +140,7 @@ impl<B: Buf> Target<B> {
             PduKind::H2cData => start_data(conn, frame, pdu),
             PduKind::H2cTermReq => {
                 // The host ends the connection; nothing is answered.
-                conn.close(env.now);
+                conn.close(env.now());
                 self.dirty_close(conn);
                 Ok(())
             }
@@ -166,17 +150,13 @@ impl<B: Buf> Target<B> {
 
     /// Handles a command whose data, if it came with any, is right.
     #[inline]
-    fn command<P, I>(
+    fn command(
         &mut self,
         conn: &mut Conn<B>,
         sqe: &Sqe,
         data: &[u8],
-        env: &mut Env<'_, P, I>,
-    ) -> Result<(), Fatal>
-    where
-        P: BufPool<Buf = B>,
-        I: IoSink<B>,
-    {
+        env: &mut impl Env<B>,
+    ) -> Result<(), Fatal> {
         conn.stats.commands += 1;
         if !conn.within_queue() {
             return Err(Fatal::sequence());
@@ -189,16 +169,12 @@ impl<B: Buf> Target<B> {
     }
 
     /// Takes data of an H2CData PDU, and its digest.
-    fn take_data<'i, P, I>(
+    fn take_data<'i>(
         &mut self,
         conn: &mut Conn<B>,
         input: &'i [u8],
-        env: &mut Env<'_, P, I>,
-    ) -> &'i [u8]
-    where
-        P: BufPool<Buf = B>,
-        I: IoSink<B>,
-    {
+        env: &mut impl Env<B>,
+    ) -> &'i [u8] {
         let Some(arriving) = &mut conn.arriving else { return input };
         let slot = &mut conn.slots[usize::from(arriving.slot)];
         let (data, mut rest) = input.split_at(arriving.left.min(input.len()));
@@ -231,18 +207,12 @@ impl<B: Buf> Target<B> {
         rest
     }
 
-    fn terminate<P, I>(
-        &mut self,
-        conn: &mut Conn<B>,
-        fatal: Fatal,
-        offending: &[u8],
-        env: &Env<'_, P, I>,
-    ) {
+    fn terminate(&mut self, conn: &mut Conn<B>, fatal: Fatal, offending: &[u8], env: &impl Env<B>) {
         self.stats.protocol_errors += 1;
         self.events.push_back(Event::Protocol { conn: conn.id, fatal });
         let header = offending.len().min(header_len(offending));
-        conn.terminate(fatal, &offending[..header], env.now + LINGER);
-        self.wake_at(env.now + LINGER);
+        conn.terminate(fatal, &offending[..header], env.now() + LINGER);
+        self.wake_at(env.now() + LINGER);
     }
 
     /// Tells the shell to close a connection that has nothing to send.
