@@ -1,6 +1,5 @@
 //! NVMe/TCP: what a connection agrees on, its handshake on the target's side, its send queue.
 
-pub use crate::tcp::admission::{Admission, AdmissionLimits, NotAdmitted};
 pub use crate::tcp::handshake::{
     Established, HANDSHAKE_BUFFER_MAX, HANDSHAKE_DEADLINE, Handshake, HandshakeError, Progress,
 };
@@ -9,7 +8,6 @@ pub(crate) use crate::tcp::txqueue::widen;
 
 use forebay_wire::tcp::Digests;
 
-mod admission;
 mod handshake;
 mod txqueue;
 

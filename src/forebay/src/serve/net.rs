@@ -4,8 +4,8 @@
 use super::shard::NodeShard;
 use forebay_io::Instant;
 use forebay_nvmf::target::ConnId;
-use forebay_nvmf::tcp::{Established, HANDSHAKE_DEADLINE, Handshake, Progress};
-use forebay_reactor::{Epoll, Interest, Trigger, WaitSet};
+use forebay_nvmf::tcp::{Established, HANDSHAKE_DEADLINE, Handshake, Progress, TxQueue};
+use forebay_reactor::{Epoll, Interest, PoolBuf, Trigger, WaitSet};
 use forebay_wire::tcp::Digests;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -335,9 +335,9 @@ impl Net {
                 return;
             }
             let outcome = if tx.slices().nth(PIECES_FEW).is_none() {
-                write::<PIECES_FEW>(&mut link.stream, tx.slices())
+                write::<PIECES_FEW>(&mut link.stream, tx)
             } else {
-                write::<PIECES>(&mut link.stream, tx.slices())
+                write::<PIECES>(&mut link.stream, tx)
             };
             match outcome {
                 Ok(sent) => shard.target.advance(id, sent),
@@ -363,16 +363,9 @@ impl Net {
     }
 }
 
-fn write<'a, const N: usize>(
-    stream: &mut TcpStream,
-    slices: impl Iterator<Item = &'a [u8]>,
-) -> io::Result<usize> {
+fn write<const N: usize>(stream: &mut TcpStream, tx: &TxQueue<PoolBuf>) -> io::Result<usize> {
     let mut pieces = [IoSlice::new(&[]); N];
-    let mut count = 0;
-    for (piece, slice) in pieces.iter_mut().zip(slices) {
-        *piece = IoSlice::new(slice);
-        count += 1;
-    }
+    let count = tx.gather(&mut pieces);
     stream.write_vectored(&pieces[..count])
 }
 

@@ -4,8 +4,8 @@
 use std::collections::VecDeque;
 
 use crate::initiator::Error;
-use crate::initiator::output::Output;
 use crate::initiator::qpair::{Command, Finished, Qpair, QpairConfig, Transfer};
+use crate::tcp::TxQueue;
 use forebay_io::{Buf, BufPool, Duration, HeapBuf, HeapPool, Instant};
 use forebay_wire::fabrics::{CNTLID_DYNAMIC, Connect, ConnectData, PropertyGet, PropertySet};
 use forebay_wire::feature::AsyncEvent;
@@ -160,7 +160,7 @@ impl Admin {
     }
 
     /// What is to be sent.
-    pub const fn output(&mut self) -> &mut Output<HeapBuf> {
+    pub const fn output(&mut self) -> &mut TxQueue<HeapBuf> {
         self.qpair.output()
     }
 

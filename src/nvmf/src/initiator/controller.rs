@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use crate::initiator::Error;
 use crate::initiator::admin::{Admin, AdminConfig, FIRST_TOKEN, Identity};
 use crate::initiator::qpair::{Command, DEPTH_MAX, Finished, Qpair, QpairConfig};
+use crate::tcp::TxQueue;
 use forebay_io::{Buf, Duration, HeapBuf, Instant};
 use forebay_wire::Sqe;
 use forebay_wire::fabrics::Connect;
@@ -302,12 +303,12 @@ impl<B: Buf> Controller<B> {
     }
 
     /// The admin queue's bytes to send.
-    pub fn admin_output(&mut self) -> Option<&mut crate::initiator::Output<HeapBuf>> {
+    pub fn admin_output(&mut self) -> Option<&mut TxQueue<HeapBuf>> {
         self.admin.as_mut().map(Admin::output)
     }
 
     /// An I/O queue's bytes to send.
-    pub fn io_output(&mut self, queue: u16) -> Option<&mut crate::initiator::Output<B>> {
+    pub fn io_output(&mut self, queue: u16) -> Option<&mut TxQueue<B>> {
         let at = usize::from(queue).checked_sub(1)?;
         self.io.get_mut(at)?.as_mut().map(Qpair::output)
     }

@@ -2,7 +2,7 @@
 
 use crate::initiator::Error;
 use crate::initiator::admin::{Admin, AdminConfig, FIRST_TOKEN, Identity};
-use crate::initiator::output::Output;
+use crate::tcp::TxQueue;
 use forebay_io::{Buf, Duration, HeapBuf, Instant};
 use forebay_wire::log::{
     self, DISCOVERY_ENTRY_LEN, DISCOVERY_HEADER_LEN, DiscoveryEntry, DiscoveryHeader,
@@ -70,7 +70,7 @@ impl Discovery {
     }
 
     /// What is to be sent.
-    pub const fn output(&mut self) -> &mut Output<HeapBuf> {
+    pub const fn output(&mut self) -> &mut TxQueue<HeapBuf> {
         self.admin.output()
     }
 

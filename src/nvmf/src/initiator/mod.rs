@@ -2,7 +2,6 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`output`] | what a connection has to send, gathered without copying data |
 //! | [`qpair`] | one connection: initialization, capsules, data, R2T, digests |
 //! | [`admin`] | the admin queue: bring-up of a controller, keep-alive, events |
 //! | [`controller`] | an association: admin queue and I/O queues, one namespace |
@@ -21,7 +20,6 @@ use forebay_wire::tcp::Fatal;
 pub mod admin;
 pub mod controller;
 pub mod discovery;
-pub mod output;
 pub mod qpair;
 mod receive;
 pub mod remote;
@@ -30,7 +28,6 @@ mod tests;
 
 pub use controller::{Controller, ControllerInfo, HostConfig, NamespaceInfo};
 pub use discovery::Discovery;
-pub use output::Output;
 pub use qpair::{Command, Finished, Qpair, Transfer};
 pub use remote::{Remote, SocketAction};
 

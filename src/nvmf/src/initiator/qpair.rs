@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use crate::initiator::Error;
-use crate::initiator::output::Output;
 use crate::initiator::receive::{Receive, Receiver};
+use crate::tcp::TxQueue;
 use forebay_io::{Buf, Instant, Piece};
 use forebay_wire::sqe::Sgl;
 use forebay_wire::tcp::{
@@ -114,7 +114,7 @@ pub struct Qpair<B> {
     slots: Vec<Slot<B>>,
     free: Vec<u16>,
     finished: VecDeque<Finished<B>>,
-    output: Output<B>,
+    output: TxQueue<B>,
     receiver: Receiver,
 }
 
@@ -123,9 +123,9 @@ impl<B: Buf> Qpair<B> {
     #[must_use]
     pub fn new(config: QpairConfig) -> Self {
         let depth = config.depth.clamp(1, DEPTH_MAX);
-        let mut output = Output::new(usize::from(depth));
+        let mut output = TxQueue::default();
         let request = IcReq { hpda: 0, digests: config.digests, maxr2t: 0 };
-        output.bytes(|arena| arena.extend_from_slice(&request.encode()));
+        output.push_array(0, &request.encode());
         let slot = |_| Slot {
             token: 0,
             buf: None,
@@ -183,7 +183,7 @@ impl<B: Buf> Qpair<B> {
     }
 
     /// What is to be sent.
-    pub const fn output(&mut self) -> &mut Output<B> {
+    pub const fn output(&mut self) -> &mut TxQueue<B> {
         &mut self.output
     }
 
@@ -223,12 +223,12 @@ impl<B: Buf> Qpair<B> {
             Transfer::None => {
                 slot.len = 0;
                 let sqe = sqe.with_sgl(Sgl::InCapsule { offset: 0, len: 0 });
-                self.output.bytes(|arena| put_capsule_cmd(arena, &sqe, 0, digests, cpda));
+                self.output.push_with(0, |arena| put_capsule_cmd(arena, &sqe, 0, digests, cpda));
             }
             Transfer::In { buf, len } => {
                 (slot.buf, slot.len, slot.inward) = (Some(buf), len, true);
                 let sqe = sqe.with_sgl(Sgl::Transport { len });
-                self.output.bytes(|arena| put_capsule_cmd(arena, &sqe, 0, digests, cpda));
+                self.output.push_with(0, |arena| put_capsule_cmd(arena, &sqe, 0, digests, cpda));
             }
             Transfer::Out { buf, len } if len <= capsule_data => {
                 slot.len = len;
@@ -236,13 +236,13 @@ impl<B: Buf> Qpair<B> {
                 slot.moved = len;
                 slot.buf = Some(buf.clone());
                 let sqe = sqe.with_sgl(Sgl::InCapsule { offset: 0, len });
-                self.output.bytes(|arena| put_capsule_cmd(arena, &sqe, len, digests, cpda));
+                self.output.push_with(0, |arena| put_capsule_cmd(arena, &sqe, len, digests, cpda));
                 self.send_data(Piece { buf, offset: 0, len });
             }
             Transfer::Out { buf, len } => {
                 (slot.buf, slot.len) = (Some(buf), len);
                 let sqe = sqe.with_sgl(Sgl::Transport { len });
-                self.output.bytes(|arena| put_capsule_cmd(arena, &sqe, 0, digests, cpda));
+                self.output.push_with(0, |arena| put_capsule_cmd(arena, &sqe, 0, digests, cpda));
             }
         }
         Ok(())
@@ -260,7 +260,7 @@ impl<B: Buf> Qpair<B> {
         let slot = &mut self.slots[usize::from(at)];
         (slot.token, slot.started, slot.busy) = (token, now, true);
         (slot.moved, slot.len, slot.damaged, slot.inward) = (len, len, false, false);
-        self.output.bytes(|arena| {
+        self.output.push_with(0, |arena| {
             put_capsule_cmd(arena, &sqe, len, digests, cpda);
             arena.extend_from_slice(data);
             if digests.data && len > 0 {
@@ -285,7 +285,7 @@ impl<B: Buf> Qpair<B> {
             if let Error::Protocol(fatal) = error {
                 let header = receiver.offending();
                 let to = Direction::ToController;
-                self.output.bytes(|arena| put_term_req(arena, to, *fatal, header));
+                self.output.push_with(0, |arena| put_term_req(arena, to, *fatal, header));
             }
             self.end();
         }
@@ -333,10 +333,10 @@ impl<B: Buf> Qpair<B> {
         if self.digests.data && piece.len > 0 {
             let first = piece.offset as usize;
             let digest = data_digest(&piece.buf.as_slice()[first..first + piece.len as usize]);
-            self.output.data(piece);
-            self.output.bytes(|arena| arena.extend_from_slice(&digest));
+            self.output.push_piece(piece);
+            self.output.push_array(0, &digest);
         } else {
-            self.output.data(piece);
+            self.output.push_piece(piece);
         }
     }
 }
@@ -439,7 +439,7 @@ impl<B: Buf> Receive for Qpair<B> {
             let len = (end - offset).min(self.maxh2cdata);
             let part = DataPdu { cid: pdu.cid, ttag: pdu.ttag, offset, len };
             let (last, digests, cpda) = (offset + len == end, self.digests, self.cpda);
-            self.output.bytes(|arena| put_h2c_data(arena, &part, last, digests, cpda));
+            self.output.push_with(0, |arena| put_h2c_data(arena, &part, last, digests, cpda));
             self.send_data(Piece { buf: buf.clone(), offset, len });
             offset += len;
         }

@@ -10,6 +10,7 @@
 
 use forebay_io::{Buf, Piece};
 use std::collections::VecDeque;
+use std::io::IoSlice;
 
 /// Arena bytes already sent above which the rest is moved to the front.
 const COMPACT_AT: usize = 64 << 10;
@@ -133,6 +134,16 @@ impl<B: Buf> TxQueue<B> {
         segments.chain(open).filter(|slice| !slice.is_empty())
     }
 
+    /// Fills `pieces` from the front with what is to be sent, in order; returns how many it used.
+    pub fn gather<'a>(&'a self, pieces: &mut [IoSlice<'a>]) -> usize {
+        let mut used = 0;
+        for (piece, slice) in pieces.iter_mut().zip(self.slices()) {
+            *piece = IoSlice::new(slice);
+            used += 1;
+        }
+        used
+    }
+
     /// The first `n` bytes are sent; more than [`TxQueue::len`] counts as all.
     pub fn advance(&mut self, n: usize) {
         let mut left = n.min(self.queued);
@@ -243,6 +254,10 @@ mod tests {
                 prop_assert_eq!(tx.len(), model.len());
                 prop_assert_eq!(all(&tx), model.iter().copied().collect::<Vec<_>>());
                 prop_assert!(tx.slices().all(|s| !s.is_empty()));
+                let mut pieces = [IoSlice::new(&[]); 3];
+                let used = tx.gather(&mut pieces);
+                prop_assert!(pieces[..used].iter().map(|piece| &piece[..]).eq(tx.slices().take(3)));
+                prop_assert_eq!(used, tx.slices().count().min(3));
                 prop_assert!(tx.arena.len() <= 2 * model.len() + COMPACT_AT + 3000);
             }
             tx.advance(usize::MAX);
