@@ -6,7 +6,7 @@
 
 use crate::controller::Controller;
 use crate::error::{ControlError, Result};
-use crate::stat::{DeviceStat, Health, NodeStat, NodeState, OpStat, VolumeStat};
+use crate::stat::{BELOW_FROM, DeviceStat, Health, NodeStat, NodeState, OpStat, VolumeStat};
 use std::fmt::{Display, Write as _};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -145,6 +145,30 @@ impl Text {
     }
 }
 
+/// The times of host commands as a histogram: cumulative buckets, sum and count.
+fn latencies(text: &mut Text, volumes: &[VolumeStat]) {
+    let name = "forebay_volume_command_seconds";
+    let help = "Times of host commands, from their arrival to their response.";
+    if volumes.is_empty() {
+        return;
+    }
+    let _ = writeln!(text.0, "# HELP {name} {help}\n# TYPE {name} histogram");
+    for volume in volumes {
+        let sides = [("read", &volume.read), ("write", &volume.write), ("flush", &volume.flush)];
+        for (command, op) in sides {
+            let labels = [label("volume", &volume.name), label("command", command)].join(",");
+            let count = op.latency_since_start.map_or(0, |latency| latency.count);
+            for (log, below) in (BELOW_FROM..).zip(op.below) {
+                let bound = label("le", &nanos_to_s(1 << log));
+                let _ = writeln!(text.0, "{name}_bucket{{{labels},{bound}}} {below}");
+            }
+            let _ = writeln!(text.0, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
+            let _ = writeln!(text.0, "{name}_sum{{{labels}}} {}", micros_to_s(op.total_us));
+            let _ = writeln!(text.0, "{name}_count{{{labels}}} {count}");
+        }
+    }
+}
+
 /// A label; backslash, quote and line feed are escaped.
 fn label(name: &str, value: &str) -> String {
     let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
@@ -209,6 +233,7 @@ fn volume_counters(text: &mut Text, volumes: &[VolumeStat]) {
         let times = each(volumes, |v| micros_to_s(side(v).total_us));
         text.family(&name(seconds), "counter", "Time of host commands, summed.", times);
     }
+    latencies(text, volumes);
     let mut outcomes = Vec::new();
     for v in volumes {
         for (outcome, blocks) in [("hit", v.hits), ("miss", v.misses), ("bypass", v.bypassed)] {

@@ -1,7 +1,10 @@
 //! Statistics: one tree, filled by the node in one pass, shown as tables, JSON and metrics.
 //!
 //! Counters count from the start of the daemon and only rise. Rates are over the time since the
-//! node's previous sample. Latencies are of host commands, in microseconds.
+//! node's previous sample, whoever took it. Latencies are in microseconds, at most 1/16 too large.
+//! Those of volumes are of host commands: from the arrival of a command to its response being given
+//! to the socket, as the target sees it (what it waits in sockets and on the network is not in it;
+//! that the host sends a write's data, where it is asked for, is).
 
 use crate::value::Mode;
 use serde::{Deserialize, Serialize};
@@ -155,14 +158,29 @@ pub struct OpStat {
     pub bytes_per_s: f64,
     /// Sum of their times in microseconds.
     pub total_us: u64,
-    /// Their times in the last interval; `None` where there were none.
+    /// Their times since the node's previous sample; `None` where there were none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<Latency>,
+    /// Their times since the start; `None` where there were none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency_since_start: Option<Latency>,
+    /// How many took less than 2^([`BELOW_FROM`] + n) nanoseconds since the start: for `/metrics`,
+    /// not for JSON.
+    #[serde(skip)]
+    pub below: [u64; BELOW_COUNT],
 }
+
+/// The first bound of [`OpStat::below`]: 2^12 ns, about 4 µs.
+pub const BELOW_FROM: u32 = 12;
+/// How many bounds there are: the last is 2^33 ns, about 8.6 s.
+pub const BELOW_COUNT: usize = 22;
 
 /// Latencies in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
+    /// Of how many operations.
+    #[serde(default)]
+    pub count: u64,
     /// Mean.
     pub mean_us: f64,
     /// Median.

@@ -35,6 +35,17 @@ fn metrics_are_well_formed_and_strangers_get_short_answers() {
     assert!(
         body.contains("forebay_volume_write_blocks_total{volume=\"db\",outcome=\"bypass\"} 1\n")
     );
+    // A histogram: cumulative, its last bucket and its count all commands.
+    let of = |name: &str| {
+        let line = format!("forebay_volume_command_seconds_{name}");
+        let found = body.lines().find_map(|at| at.strip_prefix(&line)?.strip_prefix(' '));
+        found.unwrap_or_else(|| panic!("{name}: {body}")).parse::<f64>().unwrap()
+    };
+    let read = "volume=\"db\",command=\"read\"";
+    let at = |le: &str| of(&format!("bucket{{{read},le=\"{le}\"}}"));
+    assert_eq!((at("0.000004096"), at("0.000131072"), at("8.589934592")), (2.0, 9.0, 9.0));
+    assert_eq!((at("+Inf"), of(&format!("count{{{read}}}"))), (10.0, 10.0));
+    assert_eq!(of(&format!("sum{{{read}}}")), 9.000_35);
     let (mut typed, mut series) = (BTreeSet::new(), BTreeSet::new());
     for line in body.lines() {
         if let Some(rest) = line.strip_prefix("# TYPE ") {
@@ -42,7 +53,11 @@ fn metrics_are_well_formed_and_strangers_get_short_answers() {
         } else if !line.starts_with('#') {
             let (name, value) = line.rsplit_once(' ').unwrap();
             value.parse::<f64>().unwrap();
-            assert!(typed.contains(name.split('{').next().unwrap()), "no type: {line}");
+            let family = name.split('{').next().unwrap();
+            let parts = ["_bucket", "_sum", "_count"];
+            let whole = parts.iter().find_map(|part| family.strip_suffix(part));
+            let known = typed.contains(family) || whole.is_some_and(|name| typed.contains(name));
+            assert!(known, "no type: {line}");
             assert!(series.insert(name), "twice: {line}");
         }
     }

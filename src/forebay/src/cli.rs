@@ -56,6 +56,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Job(Job),
     /// Live numbers, and what is wrong
+    #[command(long_about = STAT_ABOUT)]
     Stat(Stat),
     /// Put load on any device and measure it
     Bench(Bench),
@@ -300,10 +301,26 @@ pub(crate) enum Job {
     },
 }
 
+/// What the columns of `stat` mean.
+const STAT_ABOUT: &str = "\
+Live numbers, and what is wrong: exit code 3 where something is
+
+A single look shows rates, shares and latencies since the start; --watch shows the last interval.
+
+HIT, MEM, BYPASS: of the blocks of 4 KiB that hosts read, the share that the cache had, that it had \
+in memory, and that was read past the cache (pass-through, sequential beyond the cutoff, cache device \
+failed); the rest was missed. W BYPASS: of the blocks that hosts wrote, the share that went to the \
+backing device alone (write-around, pass-through, cache device failed).
+OLDEST: the age of the oldest dirty data in the volume's cache; with > it is from before the start, \
+and older.
+p50, p99, p99.9: times of host commands in the target, from their arrival to their response, at most \
+1/16 too large. Another client that asks for statistics in the middle of an interval of --watch cuts \
+the interval of the percentiles short.";
+
 /// `stat`.
 #[derive(Args, Debug)]
 pub(crate) struct Stat {
-    /// Again and again, until interrupted
+    /// Again and again, until interrupted; in JSON the node's whole statistics, one line each time
     #[arg(long)]
     pub(crate) watch: bool,
     /// How often

@@ -92,7 +92,7 @@ fn new_stat(volume: &VolumeConfig, prefix: &str, number: usize) -> VolumeStat {
         reactor: 0,
         cache: Some(0),
         backing: DeviceStat { uri: volume.backing.clone(), ..DeviceStat::default() },
-        read: OpStat { ops: 10, bytes: 40960, ..OpStat::default() },
+        read: reads(),
         write: OpStat::default(),
         flush: OpStat::default(),
         hits: 8,
@@ -112,6 +112,29 @@ fn new_stat(volume: &VolumeConfig, prefix: &str, number: usize) -> VolumeStat {
         destaged_bytes: 0,
         destage_bytes_per_s: 0.0,
         lost_bytes: 0,
+    }
+}
+
+/// Ten reads of 4 KiB, one of them of 9 s.
+fn reads() -> OpStat {
+    let mut below = [9; BELOW_COUNT];
+    below[..5].fill(2);
+    let latency = Latency {
+        count: 10,
+        mean_us: 900_035.0,
+        p50_us: 70.0,
+        p99_us: 9e6,
+        p999_us: 9e6,
+        p9999_us: 9e6,
+        max_us: 9e6,
+    };
+    OpStat {
+        ops: 10,
+        bytes: 40960,
+        total_us: 9_000_350,
+        latency_since_start: Some(latency),
+        below,
+        ..OpStat::default()
     }
 }
 

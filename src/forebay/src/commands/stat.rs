@@ -4,36 +4,72 @@ use super::Context;
 use crate::cli::{Format, Stat};
 use crate::output::{self, bytes, count, micros};
 use forebay_control::error::Result;
-use forebay_control::stat::{DeviceStat, Health, NodeStat, OpStat, VolumeStat};
+use forebay_control::stat::{
+    DeviceStat, Health, Latency, NodeStat, OpStat, ReactorStat, VolumeStat,
+};
 use serde_json::json;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 /// Exit code of a node on which something is wrong.
 const DEGRADED: u8 = 3;
 
 pub(super) fn run(context: &Context, args: &Stat) -> Result<ExitCode> {
     let mut client = context.client()?;
+    let mut last: Option<(Instant, NodeStat)> = None;
     loop {
         let stat: NodeStat = client.get("stat", json!({}))?;
         if !args.watch {
-            output::show(context.format, &stat, render)?;
+            output::show(context.format, &stat, |stat| render(stat, &Over::start(stat)))?;
             let good = stat.complaints().is_empty();
             return Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(DEGRADED) });
         }
+        let now = Instant::now();
         if context.format == Format::Json || !output::is_watched(context.format) {
             output::line(&stat)?;
         } else {
+            let over = match &last {
+                Some((then, before)) => Over::since(before, now.duration_since(*then)),
+                None => Over::start(&stat),
+            };
             // Home, then each line cleared as it is rewritten, then the rest of the screen: no
             // flicker.
-            let text = render(&stat).replace('\n', "\x1b[K\n");
+            let text = render(&stat, &over).replace('\n', "\x1b[K\n");
             output::print(&format!("\x1b[H{text}\x1b[J"))?;
         }
+        last = Some((now, stat));
         std::thread::sleep(args.interval.duration());
     }
 }
 
+/// What rates, shares and percentiles are over: the node's life, as a single look has no other
+/// interval that means anything, or the time since the look before.
+struct Over<'a> {
+    before: Option<&'a NodeStat>,
+    seconds: f64,
+}
+
+impl<'a> Over<'a> {
+    fn start(stat: &NodeStat) -> Self {
+        Self { before: None, seconds: stat.node.uptime_s.max(1) as f64 }
+    }
+
+    fn since(before: &'a NodeStat, time: Duration) -> Self {
+        Self { before: Some(before), seconds: time.as_secs_f64().max(0.001) }
+    }
+
+    /// A counter's increase; 0 where it began anew.
+    fn more(&self, now: u64, then: impl Fn(&NodeStat) -> Option<u64>) -> f64 {
+        now.saturating_sub(self.before.and_then(then).unwrap_or(0)) as f64
+    }
+
+    fn of_volume(&self, now: &VolumeStat, pick: impl Fn(&VolumeStat) -> u64) -> f64 {
+        self.more(pick(now), |before| before.volume(&now.name).map(&pick))
+    }
+}
+
 /// The whole tree as tables.
-pub(crate) fn render(stat: &NodeStat) -> String {
+fn render(stat: &NodeStat, over: &Over<'_>) -> String {
     let node = &stat.node;
     let state = format!("{:?}", node.state).to_lowercase();
     let listen: Vec<String> = node
@@ -51,34 +87,38 @@ pub(crate) fn render(stat: &NodeStat) -> String {
     for complaint in stat.complaints() {
         text.push_str(&format!("! {complaint}\n"));
     }
+    if over.before.is_none() {
+        text.push_str("rates, shares and latencies since the start; live with --watch\n");
+    }
     text.push('\n');
-    text.push_str(&volumes(&stat.volumes));
+    text.push_str(&volumes(&stat.volumes, over));
     text.push('\n');
-    text.push_str(&devices(stat));
+    text.push_str(&devices(stat, over));
     text.push('\n');
-    text.push_str(&reactors(stat));
+    text.push_str(&reactors(stat, over));
     text
 }
 
-fn volumes(volumes: &[VolumeStat]) -> String {
+fn volumes(volumes: &[VolumeStat], over: &Over<'_>) -> String {
     if volumes.is_empty() {
         return "There are no volumes.\n".to_owned();
     }
     let head = [
-        "VOLUME", "MODE", "HIT", "DIRTY", "OLDEST", "DESTAGE", "R IOPS", "R MiB/s", "R p50",
-        "R p99", "R p99.9", "W IOPS", "W MiB/s", "W p50", "W p99", "W p99.9",
+        "VOLUME", "MODE", "HIT", "MEM", "BYPASS", "W BYPASS", "DIRTY", "OLDEST", "DESTAGE",
+        "R IOPS", "R MiB/s", "R p50", "R p99", "R p99.9", "W IOPS", "W MiB/s", "W p50", "W p99",
+        "W p99.9",
     ];
     let rows = volumes.iter().map(|volume| {
-        let mut row = vec![
-            volume.name.clone(),
-            volume.mode.to_string(),
-            volume.hit_ratio.map_or_else(|| "-".to_owned(), |r| format!("{:.1}%", r * 100.0)),
+        let destaged = over.of_volume(volume, |v| v.destaged_bytes) / over.seconds;
+        let mut row = vec![volume.name.clone(), volume.mode.to_string()];
+        row.extend(shares(volume, over));
+        row.extend([
             bytes(volume.dirty_bytes),
             super::volume::age_of(volume),
-            format!("{}/s", bytes_f64(volume.destage_bytes_per_s)),
-        ];
-        row.extend(op(&volume.read));
-        row.extend(op(&volume.write));
+            format!("{}/s", bytes_f64(destaged)),
+        ]);
+        row.extend(op(volume, over, |v| &v.read));
+        row.extend(op(volume, over, |v| &v.write));
         row
     });
     let right: Vec<usize> = (2..head.len()).collect();
@@ -89,23 +129,56 @@ fn bytes_f64(value: f64) -> String {
     format!("{:.1} MiB", value / f64::from(1 << 20))
 }
 
-fn op(op: &OpStat) -> [String; 5] {
-    let at = |pick: fn(&forebay_control::stat::Latency) -> f64| {
-        op.latency.as_ref().map_or_else(|| "-".to_owned(), |l| micros(pick(l)))
+/// Of the blocks that hosts read, those that the cache had, those that it had in memory, and those
+/// that went past it; of the blocks that they wrote, those that went past it.
+fn shares(volume: &VolumeStat, over: &Over<'_>) -> [String; 4] {
+    let blocks = |pick: fn(&VolumeStat) -> u64| over.of_volume(volume, pick);
+    let (hits, bypassed) = (blocks(|v| v.hits), blocks(|v| v.bypassed));
+    let reads = hits + blocks(|v| v.misses) + bypassed;
+    let past = blocks(|v| v.bypassed_writes);
+    let writes = blocks(|v| v.cached_writes) + past;
+    let share = |part: f64, all: f64| {
+        if all > 0.0 { format!("{:.1}%", part / all * 100.0) } else { "-".to_owned() }
     };
     [
-        count(op.iops),
-        format!("{:.1}", op.bytes_per_s / f64::from(1 << 20)),
+        share(hits, reads),
+        share(blocks(|v| v.memory_hits), reads),
+        share(bypassed, reads),
+        share(past, writes),
+    ]
+}
+
+fn op(volume: &VolumeStat, over: &Over<'_>, side: fn(&VolumeStat) -> &OpStat) -> [String; 5] {
+    let now = side(volume);
+    let latency = if over.before.is_none() { &now.latency_since_start } else { &now.latency };
+    let at = |pick: fn(&Latency) -> f64| {
+        latency.as_ref().map_or_else(|| "-".to_owned(), |l| micros(pick(l)))
+    };
+    let moved = over.of_volume(volume, |v| side(v).bytes) / over.seconds;
+    [
+        count(over.of_volume(volume, |v| side(v).ops) / over.seconds),
+        format!("{:.1}", moved / f64::from(1 << 20)),
         at(|l| l.p50_us),
         at(|l| l.p99_us),
         at(|l| l.p999_us),
     ]
 }
 
-fn devices(stat: &NodeStat) -> String {
+/// The devices in the order of the table: what they are called, and what they are.
+fn all_devices(stat: &NodeStat) -> Vec<(String, &DeviceStat)> {
     let caches = stat.caches.iter().enumerate().map(|(i, device)| (format!("cache:{i}"), device));
     let backing = stat.volumes.iter().map(|v| (format!("backing:{}", v.name), &v.backing));
+    caches.chain(backing).collect()
+}
+
+fn devices(stat: &NodeStat, over: &Over<'_>) -> String {
+    let before = over.before.map(all_devices).unwrap_or_default();
     let row = |(name, device): (String, &DeviceStat)| {
+        let then = before.iter().find(|(other, _)| *other == name).map(|(_, device)| *device);
+        let rate = |pick: fn(&DeviceStat) -> u64| {
+            let more = pick(device).saturating_sub(then.map_or(0, pick));
+            count(more as f64 / over.seconds)
+        };
         let health = match device.health {
             Health::Ok => "ok",
             Health::Degraded => "degraded",
@@ -116,22 +189,28 @@ fn devices(stat: &NodeStat) -> String {
             health.to_owned(),
             bytes(device.size),
             device.in_flight.to_string(),
-            count(device.read.iops),
-            count(device.write.iops),
+            rate(|d| d.read.ops),
+            rate(|d| d.write.ops),
             device.errors.to_string(),
             device.uri.clone(),
         ]
     };
     let head = ["DEVICE", "HEALTH", "SIZE", "IN FLIGHT", "R IOPS", "W IOPS", "ERRORS", "URI"];
-    output::table(&head, &[2, 3, 4, 5, 6], caches.chain(backing).map(row).collect())
+    output::table(&head, &[2, 3, 4, 5, 6], all_devices(stat).into_iter().map(row).collect())
 }
 
-fn reactors(stat: &NodeStat) -> String {
+fn reactors(stat: &NodeStat, over: &Over<'_>) -> String {
     let rows = stat.reactors.iter().map(|reactor| {
+        let nanos = |pick: fn(&ReactorStat) -> u64| {
+            let same = |r: &&ReactorStat| r.id == reactor.id;
+            over.more(pick(reactor), |before| before.reactors.iter().find(same).map(pick))
+        };
+        let (busy, idle) = (nanos(|r| r.busy_ns), nanos(|r| r.idle_ns));
+        let busy = 100.0 * busy / (busy + idle).max(1.0);
         vec![
             reactor.id.to_string(),
             reactor.core.map_or_else(|| "-".to_owned(), |core| core.to_string()),
-            format!("{:.1}%", reactor.busy_percent),
+            format!("{busy:.1}%"),
             reactor.connections.to_string(),
             reactor.volumes.to_string(),
         ]

@@ -3,9 +3,10 @@
 use super::shard::NodeShard;
 use forebay_cache::engine::{Action, Source};
 use forebay_driver::AnyDevice;
-use forebay_io::{Completion, Device, DeviceError, Instant, Op, OpKind, VolumeId};
+use forebay_io::{
+    Completion, Device, DeviceError, Instant, LatencyHistogram, Op, OpKind, VolumeId,
+};
 use forebay_reactor::PoolBuf;
-use hdrhistogram::Histogram;
 use std::collections::VecDeque;
 
 /// Rounds of submitting and polling in one loop, so that what completes at once (memory, a cached
@@ -23,8 +24,9 @@ struct Pending {
     began: Instant,
 }
 
-/// What a device did, since the start.
-#[derive(Clone, Debug)]
+/// What a device did, since the start. Times are of the reactor's loops that submitted an operation
+/// and found its completion: right to within a loop.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct DeviceCounters {
     pub(crate) read_ops: u64,
     pub(crate) read_bytes: u64,
@@ -32,39 +34,13 @@ pub(crate) struct DeviceCounters {
     pub(crate) write_bytes: u64,
     pub(crate) errors: u64,
     pub(crate) last_error: Option<DeviceError>,
-    /// Latencies in nanoseconds since the last time they were asked for.
-    pub(crate) reads: Histogram<u32>,
-    pub(crate) writes: Histogram<u32>,
-}
-
-/// Longest latency that is told from longer ones, in nanoseconds.
-const LONGEST_NS: u64 = 100_000_000_000;
-
-/// A histogram of latencies in nanoseconds, two digits.
-pub(crate) fn histogram() -> Histogram<u32> {
-    match Histogram::new_with_bounds(100, LONGEST_NS, 2) {
-        Ok(histogram) => histogram,
-        // The bounds are constants that the type accepts; any other histogram would do as well.
-        Err(_) => Histogram::new_from(&Histogram::<u32>::new(1).unwrap_or_else(|_| unreachable!())),
-    }
+    pub(crate) reads: LatencyHistogram,
+    /// Writes, flushes and what else is no read.
+    pub(crate) writes: LatencyHistogram,
 }
 
 impl DeviceCounters {
-    fn new() -> Self {
-        Self {
-            read_ops: 0,
-            read_bytes: 0,
-            write_ops: 0,
-            write_bytes: 0,
-            errors: 0,
-            last_error: None,
-            reads: histogram(),
-            writes: histogram(),
-        }
-    }
-
     fn count(&mut self, pending: &Pending, result: Result<(), DeviceError>, now: Instant) {
-        let took = u64::try_from(now.since(pending.began).as_nanos()).unwrap_or(LONGEST_NS);
         if let Err(error) = result {
             self.errors += 1;
             self.last_error = Some(error);
@@ -73,11 +49,11 @@ impl DeviceCounters {
         if pending.kind == OpKind::Read {
             self.read_ops += 1;
             self.read_bytes += pending.len;
-            self.reads.saturating_record(took);
+            self.reads.record(pending.began, now);
         } else {
             self.write_ops += 1;
             self.write_bytes += pending.len;
-            self.writes.saturating_record(took);
+            self.writes.record(pending.began, now);
         }
     }
 }
@@ -93,7 +69,7 @@ pub(crate) struct Unit {
 
 impl Unit {
     pub(crate) fn new(uri: String, device: AnyDevice) -> Self {
-        Self { uri, device, counters: DeviceCounters::new(), waiting: VecDeque::new() }
+        Self { uri, device, counters: DeviceCounters::default(), waiting: VecDeque::new() }
     }
 
     fn push(&mut self, op: Op<PoolBuf>) {

@@ -28,6 +28,7 @@ mod shard;
 mod signals;
 pub(crate) mod start;
 mod stat;
+mod timing;
 mod volumes;
 
 pub(crate) use shard::SharedPool;

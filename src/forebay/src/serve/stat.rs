@@ -6,18 +6,18 @@ use super::net::Meta;
 use super::node::Node;
 use super::registry::{Down, Registry, Served, from_kept, shown_mode};
 use super::service::NodeService;
+use super::timing::{Timings, Which, Whose};
 use forebay_cache::engine::{BlockCounts, EngineStats, VolumeStats};
 use forebay_cluster::VolumeKey;
 use forebay_control::error::Result;
 use forebay_control::stat::{
-    DeviceStat, Health, HostStat, Latency, ListenStat, MemoryStat, NodeInfo, NodeStat, NodeState,
-    OpStat, ReactorStat, SCHEMA_VERSION, VolumeStat, VolumeState,
+    DeviceStat, Health, HostStat, ListenStat, MemoryStat, NodeInfo, NodeStat, NodeState, OpStat,
+    ReactorStat, SCHEMA_VERSION, VolumeStat, VolumeState,
 };
 use forebay_control::value::Durability;
 use forebay_io::{Device, DeviceError, Instant, VolumeId};
-use forebay_nvmf::target::{ControllerInfo, NamespaceCounters};
+use forebay_nvmf::target::{ControllerInfo, NamespaceCounters, NamespaceLatency};
 use forebay_reactor::{PoolUsage, ReactorHandle, ReactorStats, StatsSnapshot};
-use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -49,6 +49,7 @@ pub(crate) struct Sampler {
     last_reactors: Vec<StatsSnapshot>,
     /// Volumes' counters at the last sample, for hit ratios.
     last_blocks: BTreeMap<VolumeId, BlockCounts>,
+    timings: Timings,
 }
 
 impl Sampler {
@@ -61,6 +62,7 @@ impl Sampler {
             last: None,
             last_reactors,
             last_blocks: BTreeMap::new(),
+            timings: Timings::default(),
         }
     }
 
@@ -77,7 +79,7 @@ impl Sampler {
             schema_version: SCHEMA_VERSION,
             node: self.node(node, &pictures, state),
             reactors: self.reactors(node, &pictures),
-            caches: caches(node, &pictures),
+            caches: caches(node, &pictures, &mut self.timings),
             volumes: Vec::new(),
             hosts: hosts(&pictures),
         };
@@ -96,6 +98,7 @@ impl Sampler {
             rates(&mut stat, before, at.duration_since(*before_at).as_secs_f64());
         }
         self.last = Some((at, stat.clone()));
+        self.timings.next();
         Ok(stat)
     }
 
@@ -156,9 +159,11 @@ impl Sampler {
         let Some(engine) = picture.engines.get(served.engine) else { return Ok(None) };
         let found = picture.states.iter().find(|(id, ..)| *id == served.id);
         let Some((_, Some(inside), cause)) = found else { return Ok(None) };
-        let commands = node.commands_of(served)?;
+        let (commands, took) = *node.commands_of(served)?;
         let backing = picture.backings.iter().find(|(id, _)| *id == served.id);
-        let mut backing = backing.map(|(_, picture)| picture.stat.clone()).unwrap_or_default();
+        let mut backing = backing
+            .map(|(id, picture)| picture.timed(Whose::Backing(*id), &mut self.timings))
+            .unwrap_or_default();
         backing.errors = backing.errors.max(inside.backing_errors);
         if let Some(at) = inside.backing_hanging {
             backing.health = Health::Degraded;
@@ -172,6 +177,9 @@ impl Sampler {
         let state = if cause.is_some() { VolumeState::Degraded } else { VolumeState::Active };
         let block = u64::from(served.config.block_size);
         let blocks = inside.blocks;
+        let hosts = Whose::Hosts(served.id);
+        let read = (commands.reads, commands.blocks_read * block);
+        let write = (commands.writes, commands.blocks_written * block);
         Ok(Some(VolumeStat {
             name: served.config.name.clone(),
             uuid: served.uuid.to_string(),
@@ -188,9 +196,9 @@ impl Sampler {
             reactor: served.reactor,
             cache: Some(served.cache),
             backing,
-            read: ops(commands.reads, commands.blocks_read * block),
-            write: ops(commands.writes, commands.blocks_written * block),
-            flush: ops(commands.flushes, 0),
+            read: self.timings.ops((hosts, Which::Read), read, &took.read),
+            write: self.timings.ops((hosts, Which::Write), write, &took.write),
+            flush: self.timings.ops((hosts, Which::Flush), (commands.flushes, 0), &took.flush),
             hits: blocks.all_hits(),
             memory_hits: blocks.tier_hits,
             misses: blocks.misses,
@@ -223,13 +231,18 @@ impl Sampler {
 }
 
 impl Node {
-    fn commands_of(&self, served: &Served) -> Result<NamespaceCounters> {
+    /// What the hosts of a volume did, and how long it took: both of the same commands.
+    fn commands_of(&self, served: &Served) -> Result<Box<(NamespaceCounters, NamespaceLatency)>> {
         let nqn = super::attach::parse_nqn(&served.nqn)?;
         let nsid = served.nsid;
         // The namespace is counted where its subsystem lives; one reactor has it.
-        let all = self
-            .reactors
-            .each(move |service, _| service.shard.target.namespace_counters(&nqn, nsid))?;
+        let all = self.reactors.each(move |service, context| {
+            service.shard.begin_loop(context.now);
+            let target = &service.shard.target;
+            let counters = target.namespace_counters(&nqn, nsid)?;
+            let latency = target.namespace_latency(&nqn, nsid)?;
+            Some(Box::new((counters, latency.clone())))
+        })?;
         Ok(all.into_iter().flatten().next().unwrap_or_default())
     }
 }
@@ -326,44 +339,30 @@ fn device(unit: &mut Unit) -> DevicePicture {
         cause: None,
         in_flight: u32::try_from(unit.in_flight()).unwrap_or(u32::MAX),
         errors: counters.errors,
-        read: OpStat {
-            latency: latency(&counters.reads),
-            ..ops(counters.read_ops, counters.read_bytes)
-        },
-        write: OpStat {
-            latency: latency(&counters.writes),
-            ..ops(counters.write_ops, counters.write_bytes)
-        },
+        read: OpStat::default(),
+        write: OpStat::default(),
     };
-    unit.counters.reads.reset();
-    unit.counters.writes.reset();
     DevicePicture { stat, counters }
 }
 
-fn ops(ops: u64, bytes: u64) -> OpStat {
-    OpStat { ops, bytes, ..OpStat::default() }
-}
-
-fn latency(histogram: &Histogram<u32>) -> Option<Latency> {
-    if histogram.is_empty() {
-        return None;
+impl DevicePicture {
+    fn timed(&self, whose: Whose, timings: &mut Timings) -> DeviceStat {
+        let Self { stat, counters } = self;
+        let read = (counters.read_ops, counters.read_bytes);
+        let write = (counters.write_ops, counters.write_bytes);
+        DeviceStat {
+            read: timings.ops((whose, Which::Read), read, &counters.reads),
+            write: timings.ops((whose, Which::Write), write, &counters.writes),
+            ..stat.clone()
+        }
     }
-    let at = |quantile: f64| as_f64(histogram.value_at_quantile(quantile)) / 1000.0;
-    Some(Latency {
-        mean_us: histogram.mean() / 1000.0,
-        p50_us: at(0.5),
-        p99_us: at(0.99),
-        p999_us: at(0.999),
-        p9999_us: at(0.9999),
-        max_us: as_f64(histogram.max()) / 1000.0,
-    })
 }
 
-fn caches(node: &Node, pictures: &[Picture]) -> Vec<DeviceStat> {
+fn caches(node: &Node, pictures: &[Picture], timings: &mut Timings) -> Vec<DeviceStat> {
     let mut all: Vec<(u32, DeviceStat)> = Vec::new();
     for picture in pictures {
         for (position, (number, found)) in picture.caches.iter().enumerate() {
-            let mut stat = found.stat.clone();
+            let mut stat = found.timed(Whose::Cache(*number), timings);
             let engine = picture.engines.get(position);
             let failed = engine.and_then(|engine| engine.cache_failed);
             let error = picture.engine_errors.get(position).copied().flatten();
