@@ -10,11 +10,12 @@
 //! | `intake`, `write`, `read`, `fill`, `range_ops`, `backing` | a request's way |
 //! | `log`, `stream`, `segments`, `seal` | batches, segments, footers |
 //! | `destage`, `reclaim` | dirty data to the backing devices, room for new data |
-//! | `mode`, `super_io` | live switches, drain, attach, detach, stop; the superblock |
+//! | `mode`, `detach`, `super_io` | live switches, drain, attach, detach, stop; the superblock |
 //! | `throttle`, `flush`, `failure`, `stats` | as named |
 
 mod backing;
 mod destage;
+mod detach;
 mod extent;
 mod failure;
 mod fill;
@@ -125,6 +126,8 @@ pub struct Engine<B: Buf> {
     reclaim: Reclaim,
     flush: Flushes,
     supers: SuperWriter,
+    /// Footers that wait for a flush, in the order of their seals.
+    footers: Vec<seal::Footer<B>>,
     /// Dirty blocks, over all volumes.
     dirty: u64,
     zero: Option<B>,
@@ -221,6 +224,7 @@ impl<B: Buf> Engine<B> {
                 block.clean_stop = false;
                 SuperWriter::new(block)
             },
+            footers: Vec::new(),
             dirty,
             zero: None,
             stalled: VecDeque::new(),
@@ -404,7 +408,7 @@ impl<B: Buf> Engine<B> {
         if let Some(since) = self.fills.since {
             at = at.min(since + fill::STAGED_MAX);
         }
-        at = at.min(self.destage.deadline());
+        at = at.min(self.destage.deadline()).min(self.sweep_deadline());
         for h in &self.stalled {
             if let Some(req) = self.reqs.get(*h) {
                 // Those that wait for room are taken up with the next completion; look again soon

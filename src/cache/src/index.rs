@@ -300,8 +300,22 @@ impl Index {
 
     /// Calls `keep` for every entry and forgets those for which it says no. Takes time in
     /// proportion to the whole index: for attaching, detaching and checks, not for the data path.
-    pub fn retain(&mut self, mut keep: impl FnMut(Key, Entry) -> bool) {
-        for bucket in 0..self.buckets.len() {
+    pub fn retain(&mut self, keep: impl FnMut(Key, Entry) -> bool) {
+        let all = self.retain_some(0, usize::MAX, keep);
+        debug_assert!(all.is_none());
+    }
+
+    /// [`Index::retain`] for some buckets from bucket `from` on, so that the work can be spread over
+    /// polls. Returns where to go on, or `None` at the end. Entries move between buckets when others
+    /// come: a pass in parts may miss some.
+    pub fn retain_some(
+        &mut self,
+        from: usize,
+        buckets: usize,
+        mut keep: impl FnMut(Key, Entry) -> bool,
+    ) -> Option<usize> {
+        let end = from.saturating_add(buckets).min(self.buckets.len());
+        for bucket in from..end {
             for way in 0..WAYS {
                 let raw = self.buckets[bucket].0[way];
                 if raw != 0 && !keep(self.key_of(bucket, raw), self.unpack(raw)) {
@@ -310,9 +324,13 @@ impl Index {
                 }
             }
         }
+        if end < self.buckets.len() {
+            return Some(end);
+        }
         let before = self.stash.len();
         self.stash.retain(|(key, entry)| keep(*key, *entry));
         self.len -= before - self.stash.len();
+        None
     }
 
     /// Calls `visit` for every entry, in an order that depends only on the history of changes.

@@ -759,6 +759,91 @@ fn a_detached_volume_comes_back_cold_and_right() {
     }
 }
 
+/// Two volumes whose dirty data waits for its age; the first one's backing device refuses it.
+fn two_volumes(seed: u64) -> World {
+    let limits = Limits { dirty_age: Duration::from_secs(3600), ..Limits::default() };
+    let volumes = vec![(2 << 20, 4096, CacheMode::WriteBack); 2];
+    let mut w = World::new(seed, Setup { volumes, tier_pages: 0, limits, ..Setup::default() });
+    let faults = &mut w.backing[0].faults;
+    (faults.write, faults.flush) = (Some(DeviceError::Io(5)), Some(DeviceError::Io(5)));
+    for n in 0..30 {
+        w.write(0, n * 8 * K, 3 * K);
+        w.write(1, n * 8 * K, 3 * K);
+    }
+    let zeroes = w.ask(0, RequestOp::WriteZeroes { deallocate: false }, 300 * K, 100 * K);
+    w.wait_done(zeroes);
+    w.read(0, 500 * K, 4 * K);
+    w
+}
+
+#[test]
+fn a_volume_is_detached_without_its_dirty_data_although_its_backing_device_fails() {
+    let mut w = two_volumes(1);
+    // A detach that destages cannot end; it may be taken back, or be turned into one that drops.
+    w.engine.detach(World::id(0)).unwrap();
+    w.run_for(100_000_000);
+    let refused = w.ask(0, RequestOp::Read, 0, K);
+    assert_eq!(w.wait_done(refused), Outcome::Failed(BlockError::NotReady));
+    assert!(w.engine.cancel_detach(World::id(0)));
+    w.check_all(0);
+    w.engine.detach(World::id(0)).unwrap();
+    w.run_for(1_000_000_000);
+    assert!(w.engine.volume_stats(World::id(0)).unwrap().dirty_bytes >= 90 * K);
+    // The destage on its behalf took the other volume's along.
+    let others: Vec<u64> = (0..90).map(|n| w.ask(1, RequestOp::Write, n * 4 * K, K)).collect();
+    let asked = w.now;
+    w.engine.detach_discarding(World::id(0)).unwrap();
+    w.wait_for(|e| *e == Event::Detached { volume: World::id(0) });
+    let took = Duration::from_nanos(w.now - asked);
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(!w.engine.cancel_detach(World::id(0)));
+    assert!(w.engine.volume_stats(World::id(0)).is_none());
+    for tag in others {
+        assert_eq!(w.wait_done(tag), Outcome::Done);
+    }
+    // What is counted is the other volume's alone, and its log goes on being reclaimed.
+    let of_other = w.engine.volume_stats(World::id(1)).unwrap().dirty_bytes;
+    assert_eq!(w.engine.stats(Instant(w.now)).dirty_bytes, of_other);
+    assert!(of_other > 0 && of_other <= 90 * K, "{of_other}");
+    for n in 0..4000 {
+        w.write(1, (n * 7 % 500) * K, 4 * K);
+    }
+    w.drain(1);
+    w.check_all(1);
+    w.check_backing(1);
+    assert_eq!(w.engine.stats(Instant(w.now)).dirty_bytes, 0);
+    assert_eq!(w.backing[0].writes, 0, "nothing of it reached the backing device");
+}
+
+#[test]
+fn a_crash_while_dirty_data_is_dropped_leaves_all_of_it_or_none() {
+    let mut left = [0, 0];
+    for seed in 0..80 {
+        let mut w = two_volumes(seed);
+        let before = w.engine.volume_stats(World::id(0)).unwrap().dirty_bytes;
+        w.engine.detach_discarding(World::id(0)).unwrap();
+        for _ in 0..w.rng.below(12) {
+            w.step();
+        }
+        w.crash(seed % 2 == 0);
+        let after = w.engine.volume_stats(World::id(0)).unwrap().dirty_bytes;
+        left[usize::from(after > 0)] += 1;
+        if after == 0 {
+            // The volume is what its backing device has: zeroes, as it was never written.
+            w.model[0] = harness::model::Model::new(2 << 20);
+        } else {
+            assert_eq!(after, before, "seed {seed}");
+        }
+        w.check_all(0);
+        w.check_all(1);
+        w.engine.detach_discarding(World::id(0)).unwrap();
+        w.wait_for(|e| *e == Event::Detached { volume: World::id(0) });
+        w.drain(1);
+        w.check_backing(1);
+    }
+    assert!(left[0] > 5 && left[1] > 5, "both were seen: {left:?}");
+}
+
 #[test]
 fn a_clean_volume_detaches_in_less_than_a_second() {
     let mut w = world(1, CacheMode::WriteBack);

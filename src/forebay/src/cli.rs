@@ -130,9 +130,10 @@ pub(crate) enum Volume {
     Delete {
         /// The volume
         name: String,
-        /// Drop what is dirty instead of draining: acknowledged writes are lost
-        #[arg(long)]
-        discard_dirty: bool,
+        /// Drop what is dirty instead of draining: acknowledged writes are lost. Takes the volume's
+        /// name again
+        #[arg(long, value_name = "NAME")]
+        discard_dirty: Option<String>,
         #[command(flatten)]
         confirm: Confirm,
         #[command(flatten)]

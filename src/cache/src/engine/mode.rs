@@ -1,4 +1,4 @@
-//! Modes and what changes them: live switches, drains, attaching and detaching, the clean stop.
+//! Modes and what changes them: live switches, drains, attaching, the clean stop.
 //!
 //! A switch away from write-back first lets writes go through to the backing device while what is
 //! dirty is destaged (`Draining`), then holds only writes to blocks that are still dirty
@@ -128,6 +128,7 @@ impl Volume {
     /// Whether destage should make the volume clean without delay.
     pub(super) fn wants_clean(&self) -> bool {
         (self.draining || self.detaching || self.switch != Switch::None)
+            && !self.discards()
             && (self.dirty > 0 || !self.ranges.is_empty())
     }
 }
@@ -278,6 +279,7 @@ impl<B: Buf> Engine<B> {
             attached: false,
             caching: switching || spec.mode != CacheMode::PassThrough,
             detaching: false,
+            discard: super::detach::Discard::No,
             draining: false,
             next_lsn: last + 1,
             persisted: last,
@@ -367,20 +369,6 @@ impl<B: Buf> Engine<B> {
         Ok(())
     }
 
-    /// Takes a volume out of the engine: new requests are refused, what is dirty is destaged, its
-    /// records are made dead. [`Event::Detached`] says when. A volume that comes back is cold.
-    ///
-    /// # Errors
-    /// [`ControlError`].
-    pub fn detach(&mut self, id: VolumeId) -> Result<(), ControlError> {
-        self.usable()?;
-        let place = self.vols.find(id).ok_or(ControlError::NoSuchVolume(id))?;
-        if let Some(vol) = self.vols.get_mut(place) {
-            vol.detaching = true;
-        }
-        Ok(())
-    }
-
     /// Begins a clean stop: no new requests; open segments are sealed, the superblock is marked
     /// clean. Dirty data stays in the cache. [`Event::Stopped`] says when all is durable.
     pub fn stop(&mut self) {
@@ -465,7 +453,7 @@ impl<B: Buf> Engine<B> {
 
     /// Makes all records of a clean volume dead: a new generation, and a new index so that what the
     /// index of blocks still has is never found. Returns the superblock's ticket.
-    fn forget(&mut self, place: u16) -> u64 {
+    pub(super) fn forget(&mut self, place: u16) -> u64 {
         self.kill_fills(place, 0, u64::MAX, true);
         let fresh = self.fresh_index();
         let Some(vol) = self.vols.get_mut(place) else { return 0 };
@@ -487,36 +475,11 @@ impl<B: Buf> Engine<B> {
             let at = sb.volumes.partition_point(|other| other.index < entry.index);
             sb.volumes.insert(at, entry);
         }
-        if fresh.is_none() {
+        if fresh.is_none() && !self.vols.get(place).is_some_and(Volume::discards) {
             // All indexes were used in this life: the entries are taken out one by one.
             self.index.retain(|key, _| key.volume() != old);
         }
         self.supers.change()
-    }
-
-    fn detach_step(&mut self, place: u16) {
-        let Some(vol) = self.vols.get(place) else { return };
-        if !vol.detaching
-            || vol.requests > 0
-            || vol.backing_ops > 0
-            || !vol.clean()
-            || !self.destage.resting()
-        {
-            return;
-        }
-        match self.detached.iter().position(|(at, _)| *at == place) {
-            None => {
-                let ticket = self.forget(place);
-                self.detached.push((place, ticket));
-            }
-            Some(at) if self.supers.passed(self.detached[at].1) => {
-                self.detached.swap_remove(at);
-                if let Some(vol) = self.vols.take(place) {
-                    self.event(Event::Detached { volume: vol.id });
-                }
-            }
-            Some(_) => {}
-        }
     }
 
     fn stop_step<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {

@@ -70,6 +70,8 @@ pub(super) struct Volume {
     /// Reads consult the cache; `false` in pass-through.
     pub(super) caching: bool,
     pub(super) detaching: bool,
+    /// Its dirty data is dropped with it.
+    pub(super) discard: super::detach::Discard,
     pub(super) draining: bool,
     pub(super) next_lsn: u64,
     pub(super) persisted: u64,

@@ -163,3 +163,23 @@ proptest! {
         prop_assert_eq!(all, model);
     }
 }
+
+#[test]
+fn a_pass_in_parts_forgets_what_one_at_once_forgets() {
+    let mut index = Index::new(20_000, 20_000, 5).unwrap();
+    for block in 0..18_000u64 {
+        let volume = u16::try_from(block % 3).unwrap();
+        index.insert(key(volume, block), u32::try_from(block).unwrap(), Flags::NONE).unwrap();
+    }
+    let (mut from, mut parts, mut gone) = (Some(0), 0, 0);
+    while let Some(at) = from {
+        from = index.retain_some(at, 100, |key, _| {
+            gone += u64::from(key.volume() == 1);
+            key.volume() != 1
+        });
+        parts += 1;
+    }
+    assert!(parts > 10, "{parts} parts");
+    assert_eq!((gone, index.len()), (6000, 12_000));
+    index.for_each(|key, _| assert_ne!(key.volume(), 1));
+}

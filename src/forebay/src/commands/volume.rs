@@ -67,16 +67,19 @@ pub(super) fn run(context: &Context, args: Volume) -> Result<()> {
             output::show(format, &shown, details)
         }
         Volume::Delete { name, discard_dirty, confirm: yes, wait } => {
-            let what = if discard_dirty {
-                format!("volume {name} is deleted, and writes that are only in the cache are LOST")
-            } else {
-                format!("volume {name} is drained, then deleted; its backing device keeps the data")
-            };
             let mut client = context.client()?;
             // A name that is not there is said before anybody is asked to type it.
-            client.call("volume_show", json!({ "name": name }))?;
-            confirm(&name, yes.yes, &what)?;
-            let params = json!({ "name": name, "discard_dirty": discard_dirty });
+            let shown: Shown = client.get("volume_show", json!({ "name": name }))?;
+            let discard = discard_dirty.is_some();
+            if let Some(again) = discard_dirty {
+                discards(&name, &again, &shown)?;
+            } else {
+                let what = format!(
+                    "volume {name} is drained, then deleted; its backing device keeps the data"
+                );
+                confirm(&name, yes.yes, &what)?;
+            }
+            let params = json!({ "name": name, "discard_dirty": discard });
             let began: Began = client.get("volume_delete", params)?;
             progress::follow(&mut client, format, began.job, &wait)
         }
@@ -100,6 +103,23 @@ pub(super) fn run(context: &Context, args: Volume) -> Result<()> {
         }
         Volume::Recover { name, lost_cache: _, confirm: yes } => recover(context, &name, yes.yes),
     }
+}
+
+/// Whether the volume whose dirty data is dropped was named twice alike; `--yes` is not enough here.
+fn discards(name: &str, again: &str, shown: &Shown) -> Result<()> {
+    let lost = shown.volume.as_ref().map_or(0, |volume| volume.dirty_bytes);
+    let lost = output::bytes(lost);
+    if again == name {
+        eprintln!("volume {name} is deleted, and {lost} that only the cache has with it");
+        return Ok(());
+    }
+    let message =
+        format!("refused: volume {name} would be deleted, and {lost} that only the cache has LOST");
+    Err(ControlError::new(ErrorKind::Unsafe, message)
+        .field("--discard-dirty")
+        .value(again)
+        .accepted(name)
+        .remedy(format!("if you mean it: forebay volume delete {name} --discard-dirty {name}")))
 }
 
 fn create_params(create: &VolumeCreate) -> Value {

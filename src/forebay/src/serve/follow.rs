@@ -21,14 +21,21 @@ pub(crate) struct Look {
     pub(crate) dirty_bytes: u64,
 }
 
+/// The end of a job that was cancelled.
+pub(crate) fn cancelled() -> Result<()> {
+    Err(ControlError::failed("cancelled"))
+}
+
 impl Node {
     /// Follows a job on its own thread until `done`, a cancellation or the end of the node.
+    /// `cancelled` takes back what can be taken back and gives the job's end, or `None` where it is
+    /// too late and the job goes on.
     pub(crate) fn follow(
         self: &Arc<Self>,
         job: JobHandle,
         served: Served,
         done: impl Fn(&Node, &Look) -> Option<Result<()>> + Send + 'static,
-        cancelled: impl Fn(&Node) + Send + 'static,
+        cancelled: impl Fn(&Node) -> Option<Result<()>> + Send + 'static,
     ) {
         let node = Arc::clone(self);
         let body = move || {
@@ -40,9 +47,10 @@ impl Node {
                 if let Some(result) = done(&node, &look) {
                     return job.finish(result);
                 }
-                if job.is_cancelled() {
-                    cancelled(&node);
-                    return job.finish(Err(ControlError::failed("cancelled")));
+                if job.is_cancelled()
+                    && let Some(result) = cancelled(&node)
+                {
+                    return job.finish(result);
                 }
                 job.progress(look.dirty_bytes, look.stall.clone());
                 thread::sleep(LOOK_EVERY);

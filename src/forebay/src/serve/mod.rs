@@ -5,12 +5,13 @@
 //! | `start` | reactors, cache devices, recovery |
 //! | `service` | what runs on a reactor |
 //! | `net`, `devices`, `shard`, `volumes` | its parts |
-//! | `node` | the control plane's way to the reactors; `registry`, `attach`, `publish`, `follow`, `backing`, `limits`, `faults` are its parts |
+//! | `node` | the control plane's way to the reactors; `registry`, `attach`, `publish`, `follow`, `delete`, `backing`, `limits`, `faults` are its parts |
 //! | `stat`, `live` | what is shown |
 
 mod attach;
 mod backing;
 mod calls;
+mod delete;
 mod devices;
 pub(crate) mod drive;
 mod failed;

@@ -1,13 +1,12 @@
 //! The running node, as the control plane drives it.
 
 use super::attach::{
-    Identity, Presentation, add_to_engine, close_backing, engine_error, open_backing, parse_nqn,
-    present,
+    Identity, add_to_engine, close_backing, engine_error, open_backing, parse_nqn,
 };
 use super::backing::check as check_backing;
 use super::calls::Reactors;
-use super::follow::Look;
-use super::publish::{access, home_of, serial, volatile};
+use super::follow::{Look, cancelled};
+use super::publish::{access, home_of};
 use super::registry::{Down, Registry, Served, engine_mode, from_kept, kept_mode, store_error};
 use super::stat::Sampler;
 use forebay_cluster::{NewVolume, Placement};
@@ -156,16 +155,7 @@ impl Node {
                 return Err(error);
             }
         };
-        let hosts = access(config, &inner.hosts, self.config.security.any_host_from_loopback)?;
-        let how = Presentation {
-            home: home_of(&inner.registry, &volume),
-            hosts,
-            volatile_write_cache: volatile(cache),
-            optimal_io: 4096.max(config.block_size),
-            serial: serial(&volume.nqn),
-            volume: &volume,
-        };
-        present(&self.reactors, how)?;
+        self.present_volume(inner, &volume)?;
         inner.registry.served.push(volume);
         Ok(())
     }
@@ -272,40 +262,7 @@ impl NodeControl for Handle {
     }
 
     fn delete_volume(&self, name: &str, discard_dirty: bool, job: JobHandle) -> Result<()> {
-        if discard_dirty {
-            return Err(ControlError::new(
-                ErrorKind::Unsupported,
-                "dirty data cannot be dropped yet: a volume is deleted after it is drained",
-            )
-            .remedy("delete it without dropping what is dirty"));
-        }
-        let served = self.0.lock().registry.find(name)?.clone();
-        let (nqn, nsid, home) = {
-            let inner = self.0.lock();
-            (parse_nqn(&served.nqn)?, served.nsid, home_of(&inner.registry, &served))
-        };
-        let alone =
-            self.0.lock().registry.served.iter().filter(|s| s.nqn == served.nqn).count() == 1;
-        self.0.reactors.call(home, move |service, context| {
-            if alone {
-                service.shard.target.remove_subsystem(&nqn, context.now);
-            } else {
-                let _ = service.shard.target.remove_namespace(&nqn, nsid, context.now);
-            }
-        })?;
-        let (id, engine) = (served.id, served.engine);
-        self.0.reactors.call(served.reactor, move |service, context| {
-            let Some(part) = service.shard.engine(engine) else {
-                return Err(ControlError::failed("the cache of this volume is not served"));
-            };
-            part.detach(id).map_err(engine_error)?;
-            service.kick(context.now);
-            Ok(())
-        })??;
-        let gone = served.clone();
-        let done = move |node: &Node, look: &Look| look.detached.then(|| node.forget(&gone));
-        self.0.follow(job, served, done, |_| {});
-        Ok(())
+        self.0.delete(name, discard_dirty, job)
     }
 
     fn set_mode(&self, name: &str, mode: Mode, job: JobHandle) -> Result<()> {
@@ -334,7 +291,7 @@ impl NodeControl for Handle {
         let done = move |node: &Node, look: &Look| {
             (look.mode == Some(mode)).then(|| node.mode_reached(&volume, mode))
         };
-        self.0.follow(job, served, done, |_| {});
+        self.0.follow(job, served, done, |_| Some(cancelled()));
         Ok(())
     }
 
@@ -352,12 +309,13 @@ impl NodeControl for Handle {
         })??;
         let done = move |_: &Node, look: &Look| (look.drains > before).then_some(Ok(()));
         let reactor = served.reactor;
-        let cancelled = move |node: &Node| {
+        let ended = move |node: &Node| {
             let _ = node.reactors.call(reactor, move |service, _| {
                 service.shard.engine(engine).map(|part| part.cancel_drain(id))
             });
+            Some(cancelled())
         };
-        self.0.follow(job, served, done, cancelled);
+        self.0.follow(job, served, done, ended);
         Ok(())
     }
 
@@ -405,21 +363,6 @@ impl NodeControl for Handle {
 }
 
 impl Node {
-    /// A volume is detached: its device is closed, its key becomes a tombstone.
-    fn forget(&self, served: &Served) -> Result<()> {
-        close_backing(&self.reactors, served.reactor, served.id);
-        let id = served.id;
-        self.reactors.call(served.reactor, move |service, _| {
-            service.shard.unserve(id);
-            service.volumes.remove(id);
-        })?;
-        let mut inner = self.lock();
-        let keyed = inner.registry.key(&served.config.name)?;
-        inner.registry.store.delete(served.uuid, keyed.revision).map_err(store_error)?;
-        inner.registry.served.retain(|other| other.id != served.id);
-        self.publish(&inner)
-    }
-
     /// Engines whose cache device has failed hold writes until that is on record: see [`super::failed`].
     pub(crate) fn note_failed_caches(&self) {
         for cache in &self.caches {

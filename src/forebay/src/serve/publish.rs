@@ -1,6 +1,6 @@
 //! What hosts are told of the node: who may connect, where subsystems live, what discovery lists.
 
-use super::attach::parse_nqn;
+use super::attach::{Presentation, parse_nqn, present};
 use super::node::{CacheUnit, Inner, Node};
 use super::registry::{Registry, Served};
 use super::service::Directory;
@@ -14,6 +14,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 impl Node {
+    /// Shows a volume to hosts, as a namespace of its subsystem.
+    pub(crate) fn present_volume(&self, inner: &Inner, volume: &Served) -> Result<()> {
+        let any = self.config.security.any_host_from_loopback;
+        let hosts = access(&volume.config, &inner.hosts, any)?;
+        let cache = usize::try_from(volume.cache).ok().and_then(|at| self.caches.get(at));
+        let how = Presentation {
+            home: home_of(&inner.registry, volume),
+            hosts,
+            volatile_write_cache: cache.is_none_or(volatile),
+            optimal_io: 4096.max(volume.config.block_size),
+            serial: serial(&volume.nqn),
+            volume,
+        };
+        present(&self.reactors, how)
+    }
+
     /// Tells all reactors where subsystems live, and discovery what there is.
     pub(crate) fn publish(&self, inner: &Inner) -> Result<()> {
         let mut homes = BTreeMap::new();
@@ -64,7 +80,7 @@ pub(crate) fn home_of(registry: &Registry, volume: &Served) -> u32 {
 }
 
 /// Whether hosts must flush: unless completed writes survive a power loss.
-pub(crate) fn volatile(cache: &CacheUnit) -> bool {
+fn volatile(cache: &CacheUnit) -> bool {
     match cache.durability {
         Durability::Auto => cache.info.volatile_write_cache,
         Durability::Protected => false,
@@ -73,7 +89,7 @@ pub(crate) fn volatile(cache: &CacheUnit) -> bool {
 }
 
 /// A serial number of 20 characters, the same on all nodes: a checksum of the subsystem's name.
-pub(crate) fn serial(nqn: &str) -> String {
+fn serial(nqn: &str) -> String {
     let low = forebay_io::crc::crc32c(nqn.as_bytes());
     let high = forebay_io::crc::crc32c(format!("forebay {nqn}").as_bytes());
     format!("FB{high:08X}{low:08X}")

@@ -21,6 +21,7 @@ impl<B: Buf> Engine<B> {
     pub(super) fn willing(&self, place: u16, now: Instant) -> bool {
         self.vols.get(place).is_some_and(|vol| {
             vol.health.hanging.is_none()
+                && !vol.discards()
                 && (vol.health.failing.is_none() || vol.health.retry_at <= now)
         })
     }
