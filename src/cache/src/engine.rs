@@ -126,8 +126,6 @@ pub struct Engine<B: Buf> {
     reclaim: Reclaim,
     flush: Flushes,
     supers: SuperWriter,
-    /// Footers that wait for a flush, in the order of their seals.
-    footers: Vec<seal::Footer<B>>,
     /// Dirty blocks, over all volumes.
     dirty: u64,
     zero: Option<B>,
@@ -224,7 +222,6 @@ impl<B: Buf> Engine<B> {
                 block.clean_stop = false;
                 SuperWriter::new(block)
             },
-            footers: Vec::new(),
             dirty,
             zero: None,
             stalled: VecDeque::new(),
