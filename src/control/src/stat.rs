@@ -1,10 +1,11 @@
 //! Statistics: one tree, filled by the node in one pass, shown as tables, JSON and metrics.
 //!
 //! Counters count from the start of the daemon and only rise. Rates are over the time since the
-//! node's previous sample, whoever took it. Latencies are in microseconds, at most 1/16 too large.
+//! node's previous sample, whoever took it, or since the start where there is none. Latencies are in microseconds, at most 1/16 too large.
 //! Those of volumes are of host commands: from the arrival of a command to its response being given
 //! to the socket, as the target sees it (what it waits in sockets and on the network is not in it;
-//! that the host sends a write's data, where it is asked for, is).
+//! that the host sends a write's data, where it is asked for, is). Those of devices are right to
+//! within a loop of the reactor: what completes in the loop that submitted it took no time.
 
 use crate::value::Mode;
 use serde::{Deserialize, Serialize};
@@ -158,7 +159,7 @@ pub struct OpStat {
     pub bytes_per_s: f64,
     /// Sum of their times in microseconds.
     pub total_us: u64,
-    /// Their times since the node's previous sample; `None` where there were none.
+    /// Their times since the node's previous sample, as of rates; `None` where there were none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<Latency>,
     /// Their times since the start; `None` where there were none.

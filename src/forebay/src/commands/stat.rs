@@ -218,3 +218,76 @@ fn reactors(stat: &NodeStat, over: &Over<'_>) -> String {
     let head = ["REACTOR", "CORE", "BUSY", "CONNECTIONS", "VOLUMES"];
     output::table(&head, &[0, 1, 2, 3, 4], rows.collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume() -> VolumeStat {
+        let mut value = json!({
+            "name": "v", "uuid": "", "nguid": "", "nqn": "", "nsid": 1, "state": "active",
+            "mode": "write-back", "target_mode": "write-back", "size": 0, "block_size": 4096,
+            "owner_epoch": 1, "reactor": 0, "cache": 0,
+        });
+        for side in ["read", "write", "flush"] {
+            value[side] = json!(OpStat::default());
+        }
+        value["backing"] = json!(DeviceStat::default());
+        for count in [
+            "hits",
+            "memory_hits",
+            "misses",
+            "bypassed",
+            "cached_bytes",
+            "memory_tier_bytes",
+            "dirty_bytes",
+            "dirty_pinned_bytes",
+            "dirty_max",
+            "destaged_bytes",
+            "lost_bytes",
+        ] {
+            value[count] = json!(0);
+        }
+        value["destage_bytes_per_s"] = json!(0.0);
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn node(volume: VolumeStat) -> NodeStat {
+        NodeStat {
+            schema_version: 1,
+            node: forebay_control::stat::NodeInfo { uptime_s: 100, ..Default::default() },
+            reactors: vec![],
+            caches: vec![],
+            volumes: vec![volume],
+            hosts: vec![],
+        }
+    }
+
+    #[test]
+    fn a_watch_shows_the_interval_and_a_single_look_all_time() {
+        let before = VolumeStat { hits: 90, misses: 10, cached_writes: 5, ..volume() };
+        let mut now =
+            VolumeStat { memory_hits: 5, bypassed: 5, bypassed_writes: 15, ..before.clone() };
+        now.hits = 95;
+        let latency = |p50_us| Some(Latency { p50_us, ..Latency::default() });
+        now.read.ops = 500;
+        now.read.latency = latency(70.0);
+        now.read.latency_since_start = latency(8.0);
+        let (before, now) = (node(before), node(now));
+        let over = Over::since(&before, Duration::from_secs(2));
+        assert_eq!(shares(&now.volumes[0], &over), ["50.0%", "50.0%", "50.0%", "100.0%"]);
+        let shown = op(&now.volumes[0], &over, |v| &v.read);
+        assert_eq!((shown[0].as_str(), shown[2].as_str()), ("250", "70 us"));
+        let all = Over::start(&now);
+        assert_eq!(shares(&now.volumes[0], &all), ["86.4%", "4.5%", "4.5%", "75.0%"]);
+        let shown = op(&now.volumes[0], &all, |v| &v.read);
+        assert_eq!((shown[0].as_str(), shown[2].as_str()), ("5", "8 us"));
+        let idle = Over::since(&now, Duration::from_secs(1));
+        assert_eq!(shares(&now.volumes[0], &idle), ["-", "-", "-", "-"], "nothing was read");
+        assert!(render(&now, &all).contains("since the start"));
+        assert!(!render(&now, &over).contains("since the start"));
+        let mut old = volume();
+        (old.oldest_dirty_ms, old.oldest_dirty_before_start) = (Some(1500), true);
+        assert_eq!(super::super::volume::age_of(&old), ">1.5 s");
+    }
+}

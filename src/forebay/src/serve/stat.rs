@@ -94,9 +94,12 @@ impl Sampler {
             }
         }
         stat.volumes.sort_by(|a, b| a.name.cmp(&b.name));
-        if let Some((before_at, before)) = &self.last {
-            rates(&mut stat, before, at.duration_since(*before_at).as_secs_f64());
-        }
+        // The first interval is that since the start, as it is of latencies and hits.
+        let (since, before) = match &self.last {
+            Some((at, before)) => (*at, Some(before)),
+            None => (self.began, None),
+        };
+        rates(&mut stat, before, at.duration_since(since).as_secs_f64());
         self.last = Some((at, stat.clone()));
         self.timings.next();
         Ok(stat)
@@ -414,26 +417,28 @@ fn hosts(pictures: &[Picture]) -> Vec<HostStat> {
 }
 
 /// Rates of everything over the time since the last sample.
-fn rates(stat: &mut NodeStat, before: &NodeStat, seconds: f64) {
+fn rates(stat: &mut NodeStat, before: Option<&NodeStat>, seconds: f64) {
     if seconds <= 0.0 {
         return;
     }
-    let rate = |now: &mut OpStat, then: &OpStat| {
+    let rate = |now: &mut OpStat, then: Option<&OpStat>| {
+        let then = then.copied().unwrap_or_default();
         now.iops = as_f64(now.ops.saturating_sub(then.ops)) / seconds;
         now.bytes_per_s = as_f64(now.bytes.saturating_sub(then.bytes)) / seconds;
     };
-    for (now, then) in stat.caches.iter_mut().zip(&before.caches) {
-        rate(&mut now.read, &then.read);
-        rate(&mut now.write, &then.write);
+    for (at, now) in stat.caches.iter_mut().enumerate() {
+        let then = before.and_then(|before| before.caches.get(at));
+        rate(&mut now.read, then.map(|then| &then.read));
+        rate(&mut now.write, then.map(|then| &then.write));
     }
     for now in &mut stat.volumes {
-        let Some(then) = before.volume(&now.name) else { continue };
-        rate(&mut now.read, &then.read);
-        rate(&mut now.write, &then.write);
-        rate(&mut now.flush, &then.flush);
-        rate(&mut now.backing.read, &then.backing.read);
-        rate(&mut now.backing.write, &then.backing.write);
-        let destaged = now.destaged_bytes.saturating_sub(then.destaged_bytes);
+        let then = before.and_then(|before| before.volume(&now.name));
+        rate(&mut now.read, then.map(|then| &then.read));
+        rate(&mut now.write, then.map(|then| &then.write));
+        rate(&mut now.flush, then.map(|then| &then.flush));
+        rate(&mut now.backing.read, then.map(|then| &then.backing.read));
+        rate(&mut now.backing.write, then.map(|then| &then.backing.write));
+        let destaged = now.destaged_bytes.saturating_sub(then.map_or(0, |v| v.destaged_bytes));
         now.destage_bytes_per_s = as_f64(destaged) / seconds;
     }
 }
