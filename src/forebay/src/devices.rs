@@ -25,16 +25,25 @@ pub(crate) struct Formatted {
     pub(crate) bytes: u64,
     /// Logical shards.
     pub(crate) shards: u32,
+    /// What was formatted, where the device was given inside wrappers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) inside: Option<String>,
 }
 
 impl fmt::Display for Formatted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { device, uuid, bytes, shards } = self;
+        let Self { device, uuid, bytes, shards, inside } = self;
         write!(
             f,
             "{device} is cache device {uuid}: {} in {shards} shards",
             crate::output::bytes(*bytes)
-        )
+        )?;
+        match inside {
+            Some(inside) => {
+                write!(f, "\nformatted was {inside}: a wrapper leaves no trace on a device")
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -76,6 +85,7 @@ pub(crate) fn format(uri: &str, force: bool) -> Result<Formatted> {
         uuid: header.cache.to_string(),
         bytes: u64::from(header.segments) * header.geometry.segment_bytes(),
         shards: u32::from(header.shards),
+        inside: (unwrapped(uri) != uri).then(|| unwrapped(uri).to_owned()),
     })
 }
 

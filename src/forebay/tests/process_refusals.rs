@@ -52,6 +52,8 @@ fn check(what: &str, setup: &Setup, files: &[&Path], names: &[&str], says: &[&st
         refusal.code,
         refusal.text
     );
+    assert!(!refusal.text.contains("stopping:"), "{what}: only the error: {}", refusal.text);
+    assert!(!refusal.text.contains('\x1b'), "{what}: no colours in a file: {}", refusal.text);
     for name in names {
         assert!(refusal.text.contains(name), "{what}: `{name}` is not named: {}", refusal.text);
     }
@@ -106,8 +108,9 @@ fn blank_and_foreign_cache_devices() {
     assert_eq!(wrong.code, Some(5), "refused as unsafe: {}", wrong.text);
     assert!(fs::read(&cache).unwrap() == before, "a refused format changes nothing");
     println!("process: format of ext4: exit 5: {}", plain.text.trim());
-    let forced = forebay(&["format", &uri, "--force", "cache.img"]);
+    let forced = forebay(&["format", &format!("slow:{uri}"), "--force", "cache.img"]);
     assert_eq!(forced.code, Some(0), "{}", forced.text);
+    assert!(forced.text.contains(&format!("formatted was {uri}:")), "says so: {}", forced.text);
     Daemon::start(&setup).stop();
 }
 
@@ -172,7 +175,13 @@ fn a_backing_device_that_shrank_or_was_swapped() {
     fs::write(&aside, &whole).unwrap();
     fs::File::create(&backing).unwrap().set_len(BACKING).unwrap();
     let says = ["give it its own", "another", "identity"];
-    check("swapped backing device", &setup, &[&cache, &backing], &names, &says);
+    let refusal = check("swapped backing device", &setup, &[&cache, &backing], &names, &says);
+    assert!(refusal.text.contains("another name"), "what a restored copy needs: {}", refusal.text);
+    // That remedy works: served under another name, without anything that was cached.
+    let mut other = Setup::new();
+    other.cache_file("", CACHE);
+    other.volumes = vec![Volume::new("w", &setup.volumes[0].backing)];
+    Daemon::start(&other).stop();
 
     fs::rename(&backing, setup.dir.file("foreign.img")).unwrap();
     check("backing device that is not there", &setup, &[&cache], &names, &["not there"]);

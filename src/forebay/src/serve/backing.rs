@@ -80,7 +80,9 @@ pub(crate) fn check(key: &VolumeKey, config: &VolumeConfig, info: &DeviceInfo) -
                 "volume {} belongs to the backing device \"{}\", this is \"{}\"",
                 key.name, key.backing_identity, info.identity
             ),
-            "give it its own backing device; nothing was changed",
+            "give it its own backing device. A copy restored elsewhere is another device: what is cached \
+             does not fit it. Write the copy back onto the original, or serve it as a volume of \
+             another name, without what is dirty in the cache. Nothing was changed",
         );
     }
     if info.size < key.size {

@@ -80,7 +80,15 @@ pub(crate) fn run(config: ServeConfig) -> Result<()> {
     let reactors = started.reactors.clone();
     let node = Arc::new(Node::new(config, reactors, caches, listening, registry, sampler));
     let outcome = serve(&node, prepared, jobs, listeners);
+    // Where it never served, the error alone is what matters.
+    let tell = outcome.is_ok();
+    if tell {
+        println!("stopping: dirty data stays in the cache and is there at the next start");
+    }
     stop(&node, started.handles);
+    if tell {
+        println!("stopped");
+    }
     outcome
 }
 
@@ -149,14 +157,12 @@ fn watch(node: &Arc<Node>) {
 
 /// Stops the reactors: commands under way end, logs are sealed, dirty data stays in the cache.
 fn stop(node: &Node, handles: Vec<ReactorHandle>) {
-    println!("stopping: dirty data stays in the cache and is there at the next start");
     let _ = node.reactors.each(|service, context| service.quiesce(context.now));
     for handle in handles {
         if handle.join().is_err() {
             eprintln!("forebay: a reactor ended in a panic; its volumes recover at the next start");
         }
     }
-    println!("stopped");
 }
 
 fn listen(config: &ServeConfig) -> Result<(Vec<TcpListener>, Vec<SocketAddr>)> {
@@ -229,7 +235,11 @@ fn greet(node: &Node) {
 fn log_to_stderr() {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("FOREBAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colours);
     // A second initialisation, in tests, keeps the first.
     let _ = log.try_init();
 }
