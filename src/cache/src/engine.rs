@@ -144,6 +144,7 @@ pub struct Engine<B: Buf> {
     cache_failed: Option<(Instant, DeviceError)>,
     cache_hanging: Option<Instant>,
     late_looks: u8,
+    refusals: failure::Refusals,
     failure_noted: bool,
     flush_errors: u8,
     mark_errors: u8,
@@ -238,6 +239,7 @@ impl<B: Buf> Engine<B> {
             cache_failed: None,
             cache_hanging: None,
             late_looks: 0,
+            refusals: failure::Refusals::default(),
             failure_noted: false,
             flush_errors: 0,
             mark_errors: 0,
@@ -279,6 +281,7 @@ impl<B: Buf> Engine<B> {
         now: Instant,
     ) {
         let mut cx = Cx { pool, now };
+        self.last_poll = now;
         let h = Handle::from_token(done.token);
         let Some(under) = self.ops.get(h).copied() else { return };
         self.ops.free(h);
@@ -366,6 +369,7 @@ impl<B: Buf> Engine<B> {
             return;
         }
         self.last_poll = now;
+        self.refusals_go(now);
         self.began.get_or_insert(now);
         if now.since(self.oldest_at) >= OLDEST_EVERY || (self.dirty > 0) != self.oldest.is_some() {
             self.oldest_at = now;
@@ -406,6 +410,7 @@ impl<B: Buf> Engine<B> {
             at = at.min(since + fill::STAGED_MAX);
         }
         at = at.min(self.destage.deadline()).min(self.sweep_deadline());
+        at = at.min(self.refusals.deadline());
         for h in &self.stalled {
             if let Some(req) = self.reqs.get(*h) {
                 // Those that wait for room are taken up with the next completion; look again soon
@@ -438,6 +443,7 @@ impl<B: Buf> Engine<B> {
             && self.ops.len() == 0
             && self.actions.is_empty()
             && self.events.is_empty()
+            && self.refusals.is_empty()
             && self.destage.is_idle()
             && self.reclaim.is_idle()
             && self.streams.iter().all(Stream::is_idle)

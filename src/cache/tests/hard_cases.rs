@@ -525,6 +525,33 @@ fn impatient(seed: u64) -> World {
 }
 
 #[test]
+fn an_answer_that_asks_for_another_try_is_held_back_while_a_device_is_out() {
+    let mut w = world(6, CacheMode::PassThrough);
+    let faults = &mut w.backing[0].faults;
+    (faults.write, faults.read) = (Some(DeviceError::Io(5)), Some(DeviceError::Io(5)));
+    // A host that tries again as soon as it is answered.
+    let began = w.now;
+    let mut tries = 0;
+    while w.now < began + 2_000_000_000 {
+        let tag = w.ask(0, RequestOp::Write, 0, K);
+        assert_eq!(w.wait_done(tag), Outcome::Failed(BlockError::NotReady));
+        tries += 1;
+    }
+    assert!((5..=21).contains(&tries), "{tries} tries in two seconds");
+    w.backing[0].faults = Default::default();
+    let began = w.now;
+    w.write(0, 0, K);
+    assert!(w.now - began < 50_000_000, "what succeeds is not held back");
+    // A stop does not wait.
+    w.backing[0].faults.write = Some(DeviceError::Io(5));
+    let tag = w.ask(0, RequestOp::Write, 0, K);
+    w.engine.stop();
+    let began = w.now;
+    assert_eq!(w.wait_done(tag), Outcome::Failed(BlockError::NotReady));
+    assert!(w.now - began < 50_000_000);
+}
+
+#[test]
 fn a_cache_device_that_hangs_counts_as_failed_and_what_it_does_later_is_nobodys() {
     for seed in 0..20 {
         let mut w = impatient(seed);

@@ -7,9 +7,10 @@ use super::slab::Handle;
 use super::types::{BLOCK, Event, OnFailure};
 use super::{Cx, Engine};
 use forebay_io::{
-    BlockError, Buf, BufPool, Completion, DeviceError, Duration, Instant, Lsn, Op, Outcome,
+    BlockError, Buf, BufPool, Completion, DeviceError, Duration, Instant, Lsn, Op, Outcome, Tag,
     VolumeId,
 };
+use std::collections::VecDeque;
 
 /// First and longest pause between tries of a failing backing device.
 const BACKOFF_FROM: Duration = Duration::from_millis(50);
@@ -20,7 +21,44 @@ pub(super) const WATCH: Duration = Duration::from_millis(250);
 /// More than one: after a pause of the whole process everything looks late once, answered or not.
 const LATE_LOOKS: u8 = 8;
 
+/// How long an answer that asks for another try is held back, and how many are at once. Hosts read it
+/// as "Asymmetric Access Transition" (NVMe Base 2.0 §8.1), find the namespace accessible, and one
+/// that were answered at once would try again at once for as long as a device is out.
+const REFUSE_AFTER: Duration = Duration::from_millis(100);
+const REFUSED_MAX: usize = 4096;
+
+/// Refusals on their way, in the order of their time.
+#[derive(Debug, Default)]
+pub(super) struct Refusals(VecDeque<(Instant, Tag)>);
+
+impl Refusals {
+    /// Takes a refusal; `false` where there are too many: it is answered at once then.
+    pub(super) fn hold(&mut self, now: Instant, tag: Tag) -> bool {
+        let room = self.0.len() < REFUSED_MAX;
+        if room {
+            self.0.push_back((now + REFUSE_AFTER, tag));
+        }
+        room
+    }
+
+    pub(super) fn deadline(&self) -> Instant {
+        self.0.front().map_or(Instant::NEVER, |(at, _)| *at)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 impl<B: Buf> Engine<B> {
+    /// Answers the refusals that are due; all of them where the engine stops.
+    pub(super) fn refusals_go(&mut self, now: Instant) {
+        while self.refusals.deadline() <= now || (self.stopping && !self.refusals.is_empty()) {
+            let Some((_, tag)) = self.refusals.0.pop_front() else { return };
+            self.event(Event::Done { tag, outcome: Outcome::Failed(BlockError::NotReady) });
+        }
+    }
+
     /// A backing device refused an operation.
     pub(super) fn backing_error<P: BufPool<Buf = B>>(
         &mut self,

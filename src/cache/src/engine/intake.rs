@@ -17,6 +17,7 @@ impl<B: Buf> Engine<B> {
         now: Instant,
     ) {
         let mut cx = Cx { pool, now };
+        self.last_poll = now;
         match self.admit(request, &payload, now) {
             Ok(h) => self.begin(&mut cx, h, payload),
             Err(error) => {
@@ -222,6 +223,9 @@ impl<B: Buf> Engine<B> {
         }
         match parent {
             Some(parent) => self.edge_over(parent, outcome),
+            None if outcome == Outcome::Failed(BlockError::NotReady)
+                && !self.stopping
+                && self.refusals.hold(self.last_poll, tag) => {}
             None => self.events.push_back((Event::Done { tag, outcome }, count)),
         }
     }

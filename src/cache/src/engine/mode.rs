@@ -488,7 +488,7 @@ impl<B: Buf> Engine<B> {
         }
         if self.cache_failed.is_some() {
             // Nothing more can be kept on the device, and it will not be served again as it is.
-            if self.reqs.len() == 0 {
+            if self.reqs.len() == 0 && self.refusals.is_empty() {
                 self.stopped = true;
                 self.event(Event::Stopped);
             }
