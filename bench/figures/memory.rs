@@ -14,6 +14,8 @@ const BLOCK: u64 = 4096;
 const ROUND: Duration = Duration::from_secs(5);
 /// Rounds without more blocks than before after which a cache counts as full.
 const STILL: u32 = 2;
+/// Rounds of writes once it is full.
+const ROUNDS: u32 = 4;
 /// The most that the design allows, bytes.
 const LIMIT: f64 = 12.0;
 
@@ -90,7 +92,11 @@ fn fill(args: &Args, program: &Path, gib: u64) -> Result<Full> {
         workload.seed += 1;
         load(&layout.uri(), &workload)?;
         let blocks = node.volume()?.cached_bytes / BLOCK;
-        eprintln!("{gib} GiB: {blocks} blocks, {} bytes of memory", node.memory()?);
+        eprintln!(
+            "{gib} GiB: {blocks} blocks, {} bytes of memory, {}",
+            node.memory()?,
+            shares(&node)?
+        );
         // A hundredth more or less is eviction at work.
         still = if blocks > most + most / 100 { 0 } else { still + 1 };
         most = most.max(blocks);
@@ -105,9 +111,23 @@ fn fill(args: &Args, program: &Path, gib: u64) -> Result<Full> {
     Ok(full)
 }
 
-/// A round of writes: dirty blocks and reclaim belong to a full cache.
+/// Rounds of writes as well: dirty blocks, destage and reclaim belong to a full cache.
 fn overwrite(node: &Node, layout: &Layout<'_>, workload: &Workload) -> Result<Full> {
-    let writes = Workload { rw: Rw::RandRw, read_percent: 70, ..workload.clone() };
-    load(&layout.uri(), &writes)?;
+    let mut writes = Workload { rw: Rw::RandRw, read_percent: 70, ..workload.clone() };
+    for _ in 0..ROUNDS {
+        writes.seed += 1;
+        load(&layout.uri(), &writes)?;
+        eprintln!("overwritten: {} bytes of memory, {}", node.memory()?, shares(node)?);
+    }
     Ok(Full { blocks: node.volume()?.cached_bytes / BLOCK, bytes: node.memory()? })
+}
+
+/// What the daemon says of its memory: index and the like, and buffers.
+fn shares(node: &Node) -> Result<String> {
+    let memory = node.stat().ok_or("the daemon does not answer")?.node.memory;
+    Ok(format!(
+        "{} of the index, {} of buffers",
+        memory.index_bytes,
+        memory.hugepage_bytes + memory.ordinary_bytes
+    ))
 }

@@ -89,12 +89,35 @@ impl<B: Buf> Stream<B> {
         {
             self.spare.push(buf);
         }
-        list.clear();
-        self.spare_lists.push(list);
+        // A batch that could not be opened gives back a list without memory, and may do so without end.
+        if list.capacity() > 0 && self.spare_lists.len() < SPARE_MAX {
+            list.clear();
+            self.spare_lists.push(list);
+        }
     }
 
     /// Nothing is open and nothing is on the way.
     pub(super) fn is_idle(&self) -> bool {
         self.open.is_none() && self.queue.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use forebay_io::HeapBuf;
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let mut stream = Stream::<HeapBuf>::new();
+        for _ in 0..1000 {
+            stream.keep(None, Vec::new());
+        }
+        assert_eq!(stream.spare_lists.len(), 0, "a list without memory is not worth keeping");
+        for _ in 0..1000 {
+            stream.keep(None, Vec::with_capacity(8));
+        }
+        assert_eq!(stream.spare_lists.len(), SPARE_MAX);
+        assert!(stream.list().capacity() > 0);
     }
 }
