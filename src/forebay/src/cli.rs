@@ -13,7 +13,7 @@ Exit codes: 0 ok, 1 failed, 2 usage, 3 degraded, 4 unreachable, 5 refused as uns
 ///
 /// Puts local NVMe in front of slow backing storage and serves the result to hosts over NVMe/TCP.
 #[derive(Debug, Parser)]
-#[command(name = "forebay", version, propagate_version = true, after_help = EXIT_CODES)]
+#[command(name = "forebay", version = crate::serve::failpoints::VERSION, propagate_version = true, after_help = EXIT_CODES)]
 #[command(arg_required_else_help = true)]
 pub(crate) struct Cli {
     /// How to print

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
-    match commands::run(cli) {
+    match serve::failpoints::arm().and_then(|()| commands::run(cli)) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("forebay: {error}");

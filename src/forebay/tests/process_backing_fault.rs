@@ -142,4 +142,5 @@ fn a_failing_backing_device_loses_nothing() {
         "process: backing faults: {} writes acknowledged, none lost, {} blocks verified",
         load.counts.writes, load.counts.verified
     );
+    support::conclude(load.counts.verified);
 }

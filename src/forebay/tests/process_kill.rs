@@ -102,4 +102,5 @@ fn twenty_kills_lose_nothing_and_stay_warm() {
     let compared = load.compare_file(&backing);
     println!("kill: drained: {compared} bytes of the backing file compared, no difference");
     daemon.stop();
+    support::conclude(load.counts.verified);
 }

@@ -138,4 +138,5 @@ fn modes_switch_under_load_and_across_kills() {
          {drained} bytes after drain, {switched} after pass-through, no difference",
         counts.writes, counts.reads, counts.unknown, counts.verified
     );
+    support::conclude(counts.verified);
 }

@@ -3,6 +3,7 @@
 
 use super::calls::Reactors;
 use super::devices::Unit;
+use super::failpoints;
 use super::registry::{Served, engine_mode};
 use super::service::NodeService;
 use forebay_cache::engine::VolumeSpec;
@@ -75,6 +76,7 @@ pub(crate) fn add_to_engine(
         on_failure: forebay_cache::engine::OnFailure::default(),
     };
     let (id, name) = (identity.id, config.name.clone());
+    failpoints::hit("volume-add");
     reactors.call(reactor, move |service, context| {
         let Some(part) = service.shard.engine(engine) else {
             return Err(ControlError::failed("the cache of this volume is not served"));

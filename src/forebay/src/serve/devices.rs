@@ -1,5 +1,6 @@
 //! The devices of one reactor, and the way of operations from its engines to them and back.
 
+use super::failpoints::Watch;
 use super::shard::NodeShard;
 use forebay_cache::engine::{Action, Source};
 use forebay_driver::AnyDevice;
@@ -108,6 +109,7 @@ pub(crate) struct Devices {
     pending: Vec<Option<Pending>>,
     free: Vec<usize>,
     done: Vec<Completion<PoolBuf>>,
+    pub(crate) watch: Watch,
 }
 
 impl Devices {
@@ -214,6 +216,7 @@ impl Devices {
         } else {
             self.pending[slot] = Some(pending);
         }
+        self.watch.submitting(slot, source, &op);
         op.token = slot as u64;
         unit.push(op);
     }
@@ -233,6 +236,7 @@ impl Devices {
                 continue;
             }
             unit.device.poll(&mut done);
+            self.watch.polled();
             for mut completion in done.drain(..) {
                 any = true;
                 let slot = usize::try_from(completion.token).unwrap_or(usize::MAX);
@@ -240,6 +244,7 @@ impl Devices {
                     continue;
                 };
                 self.free.push(slot);
+                self.watch.done(slot);
                 unit.counters.count(&pending, completion.result, now);
                 completion.token = pending.token;
                 shard.handle_device(pending.engine, pending.source, completion, now);

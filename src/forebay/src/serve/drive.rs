@@ -1,6 +1,7 @@
 //! Work on one device that is done before anything is served: opening, formatting, recovery. The
 //! thread polls until it ends.
 
+use super::failpoints;
 use forebay_cache::format::plan::Step;
 use forebay_driver::AnyDevice;
 use forebay_io::{BufPool, Completion, Device, DeviceError, Op};
@@ -52,6 +53,7 @@ pub(crate) fn carry_out(
     use forebay_io::Buf;
     let mut completions = Vec::new();
     for (token, step) in (0u64..).zip(steps) {
+        failpoints::hit("format-step");
         let op = match step {
             Step::Flush => Op::flush(token),
             Step::Write { offset, bytes } => {

@@ -7,6 +7,7 @@
 //! | `net`, `devices`, `shard`, `volumes` | its parts |
 //! | `node` | the control plane's way to the reactors; `registry`, `attach`, `publish`, `follow`, `delete`, `backing`, `limits`, `faults` are its parts |
 //! | `stat`, `live` | what is shown |
+//! | `failpoints` | where a daemon built for tests ends itself |
 
 mod attach;
 mod backing;
@@ -15,6 +16,7 @@ mod delete;
 mod devices;
 pub(crate) mod drive;
 mod failed;
+pub(crate) mod failpoints;
 mod fault_plan;
 mod faults;
 mod follow;

@@ -255,6 +255,7 @@ impl Service for NodeService {
         }
         busy |= self.devices.drive(&mut self.shard, now);
         busy |= self.events(now);
+        self.devices.watch.sending();
         busy |= self.net.send(&mut self.shard);
         busy |= self.exchange();
         if self.life != Life::Serving {

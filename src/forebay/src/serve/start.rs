@@ -3,6 +3,7 @@
 use super::calls::Reactors;
 use super::devices::{Devices, Unit};
 use super::drive;
+use super::failpoints;
 use super::net::Net;
 use super::service::{Message, NodeService, Parts};
 use super::shard::{NodeShard, SharedPool};
@@ -18,7 +19,7 @@ use forebay_control::error::{ControlError, ErrorKind, Result};
 use forebay_control::value::{Durability, HugepageUse, Poll};
 use forebay_driver::{AnyDevice, DriverContext};
 use forebay_hugepages::Preference;
-use forebay_io::{Device, DeviceInfo, Uuid};
+use forebay_io::{Device, DeviceInfo, OpKind, Uuid};
 use forebay_node::Shard;
 use forebay_nvmf::target::{Limits as TargetLimits, Target, TargetConfig};
 use forebay_reactor::{
@@ -316,8 +317,17 @@ fn recover_shard(device: &mut AnyDevice, opened: &Opened, pool: &SharedPool) -> 
     drive::run(
         device,
         &mut recovery,
-        |recovery| recovery.poll_action(&mut pool),
-        Recovery::handle_completion,
+        |recovery| {
+            let op = recovery.poll_action(&mut pool)?;
+            if op.kind == OpKind::Write {
+                failpoints::hit("recovery-write");
+            }
+            Some(op)
+        },
+        |recovery, completion| {
+            failpoints::hit("recovery-step");
+            recovery.handle_completion(completion);
+        },
         |recovery| recovery.is_done(),
     );
     recovery.finish().map_err(|error| failed(error.to_string()))

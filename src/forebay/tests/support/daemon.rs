@@ -9,8 +9,10 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How long a start with recovery may take.
@@ -51,18 +53,53 @@ impl Daemon {
         Self::spawn(&args, &dir.join("forebay.sock"), &dir.with_extension("log"))
     }
 
-    fn spawn(args: &[std::ffi::OsString], socket: &Path, log: &Path) -> Self {
+    /// Starts the daemon `program`, which has failpoints, with one of them armed (`NAME:COUNT`),
+    /// and does not wait: its end may come at any time from now on.
+    pub fn start_armed(setup: &Setup, program: &Path, failpoint: &str) -> Self {
+        let mut command = Command::new(program);
+        command.stdin(Stdio::null()).env("FOREBAY_FAILPOINT", failpoint);
+        command.arg("serve").arg("--config").arg(setup.write());
+        let log = setup.dir.file(&format!("{}.log", setup.state));
+        Self::launch(command, &setup.socket(), &log)
+    }
+
+    fn launch(mut command: Command, socket: &Path, log: &Path) -> Self {
         let out = File::options().create(true).append(true).open(log).unwrap();
-        let began = Instant::now();
-        let mut command = program();
-        command.args(args).stdout(out.try_clone().unwrap()).stderr(out);
-        let child = command.spawn().unwrap();
-        let mut daemon = Self {
-            child,
+        command.stdout(out.try_clone().unwrap()).stderr(out);
+        Self {
+            child: command.spawn().unwrap(),
             socket: socket.to_owned(),
             log: log.to_owned(),
             started_in: Duration::ZERO,
-        };
+        }
+    }
+
+    /// Whether an armed daemon has come to its end, which must be at that failpoint.
+    pub fn met_its_end(&mut self, failpoint: &str) -> bool {
+        let Some(status) = self.child.try_wait().unwrap() else { return false };
+        let (name, _) = failpoint.split_once(':').unwrap();
+        let log = self.log();
+        let said = log.lines().last() == Some(&format!("failpoint {name}: the end"));
+        assert!(status.signal() == Some(9) && said, "{failpoint}: {status}\n{log}");
+        super::FAILPOINT_KILLS.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    /// Whether it serves by now.
+    pub fn is_ready(&self) -> bool {
+        self.try_stat().is_some_and(|stat| stat.node.state == NodeState::Ready)
+    }
+
+    /// A call to a daemon that may end meanwhile.
+    pub fn try_call(&self, method: &str, params: Value) -> Option<Value> {
+        Client::connect(&self.socket).ok()?.call(method, params).ok()
+    }
+
+    fn spawn(args: &[std::ffi::OsString], socket: &Path, log: &Path) -> Self {
+        let began = Instant::now();
+        let mut command = program();
+        command.args(args);
+        let mut daemon = Self::launch(command, socket, log);
         wait("the daemon serves", START_MAX, || {
             if let Some(status) = daemon.child.try_wait().unwrap() {
                 panic!("the daemon ended at its start: {status}\n{}", daemon.log());
@@ -185,6 +222,7 @@ impl Daemon {
         }
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+        super::RANDOM_KILLS.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Ctrl-C, and waits for the end.
@@ -259,6 +297,13 @@ pub struct Refusal {
 pub fn forebay(args: &[&str]) -> Refusal {
     let mut command = program();
     command.args(args);
+    ends(command, &args.join(" "))
+}
+
+/// The same of the daemon with failpoints, one of them armed.
+pub fn forebay_armed(program: &Path, failpoint: &str, args: &[&str]) -> Refusal {
+    let mut command = Command::new(program);
+    command.stdin(Stdio::null()).env("FOREBAY_FAILPOINT", failpoint).args(args);
     ends(command, &args.join(" "))
 }
 
