@@ -11,7 +11,7 @@
 //! | `log`, `stream`, `segments`, `seal` | batches, segments, footers |
 //! | `destage`, `reclaim` | dirty data to the backing devices, room for new data |
 //! | `mode`, `detach`, `super_io` | live switches, drain, attach, detach, stop; the superblock |
-//! | `throttle`, `flush`, `failure`, `stats` | as named |
+//! | `throttle`, `flush`, `failure`, `stats`, `scrub`, `locate` | as named |
 
 mod backing;
 mod destage;
@@ -29,6 +29,7 @@ mod range_ops;
 mod read;
 mod reclaim;
 mod request;
+mod scrub;
 mod seal;
 mod segments;
 mod slab;
@@ -42,6 +43,7 @@ mod write;
 
 pub use locate::{CopyAt, Place};
 pub use mode::{ControlError, MAX_VOLUMES};
+pub use scrub::{ScrubReport, ScrubState, ScrubStatus};
 pub use stats::{BlockCounts, Counts, EngineStats, SILENT, VolumeStats};
 pub use types::{Action, BLOCK, CacheMode, Event, Limits, OnFailure, Source, VolumeSpec};
 
@@ -124,8 +126,11 @@ pub struct Engine<B: Buf> {
     trim_ordinal: Option<u64>,
     ranges_since: Instant,
     reclaim: Reclaim,
+    scrub: scrub::Scrub,
     flush: Flushes,
     supers: SuperWriter,
+    /// Footers that wait for a flush, in the order of their seals.
+    footers: Vec<seal::Footer<B>>,
     /// Dirty blocks, over all volumes.
     dirty: u64,
     zero: Option<B>,
@@ -217,12 +222,14 @@ impl<B: Buf> Engine<B> {
             trim_ordinal: None,
             ranges_since: Instant(0),
             reclaim: Reclaim::new(),
+            scrub: scrub::Scrub::new(),
             flush: Flushes::default(),
             supers: {
                 let mut block = superblock;
                 block.clean_stop = false;
                 SuperWriter::new(block)
             },
+            footers: Vec::new(),
             dirty,
             zero: None,
             stalled: VecDeque::new(),
@@ -351,8 +358,14 @@ impl<B: Buf> Engine<B> {
                 self.host_write_done(cx, req, done.result)
             }
             What::HostFlush { req } => self.host_flush_done(cx, req, done.result),
+            What::QuietFlush { volume } => self.quiet_flush_done(cx, volume, done.result),
             What::Superblock => self.super_done(cx, done.result),
             What::Probe { volume } => self.probe_done(cx, volume, done.result),
+            What::ScrubFooter { seg } => self.scrub_footer(cx, seg, done),
+            What::ScrubRead { slot } => self.scrub_read(cx, slot, done),
+            What::ScrubFill { volume, block, fill, serial } => {
+                self.refetched(cx, (volume, block), (fill, serial), done);
+            }
         }
     }
 
@@ -391,6 +404,9 @@ impl<B: Buf> Engine<B> {
             }
             self.flush_pump(now);
         }
+        if !self.scrub.is_idle() {
+            self.scrub_step(&mut cx);
+        }
         self.control_step(&mut cx);
         self.watch(&mut cx);
         self.settle(&mut cx);
@@ -410,7 +426,7 @@ impl<B: Buf> Engine<B> {
             at = at.min(since + fill::STAGED_MAX);
         }
         at = at.min(self.destage.deadline()).min(self.sweep_deadline());
-        at = at.min(self.refusals.deadline());
+        at = at.min(self.refusals.deadline()).min(self.scrub.deadline());
         for h in &self.stalled {
             if let Some(req) = self.reqs.get(*h) {
                 // Those that wait for room are taken up with the next completion; look again soon

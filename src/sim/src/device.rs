@@ -36,6 +36,8 @@ pub struct Faults {
     pub error: Option<DeviceError>,
     /// Failing operations left; then all is well again.
     pub budget: u64,
+    /// Failures of one place in a row at most; 0 for any number.
+    pub in_a_row: u8,
     /// Nothing completes.
     pub hang: bool,
     /// Times are multiplied by this, if not 0.
@@ -136,6 +138,8 @@ pub struct Device {
     pub written: u64,
     /// Faults so far.
     pub injected: Injected,
+    /// Failures in a row, by kind and place.
+    rows: std::collections::BTreeMap<(u8, u64), u8>,
     /// What an overwritten range held, for stale reads.
     before: Vec<(u64, Vec<u8>)>,
     /// Writes that timed out and take effect later.
@@ -171,6 +175,7 @@ impl Device {
             overlaps: 0,
             written: 0,
             injected: Injected::default(),
+            rows: std::collections::BTreeMap::new(),
             before: Vec::new(),
             late: Vec::new(),
             touches: None,
@@ -280,15 +285,20 @@ impl Device {
         self.end(Flying { ready: 0, op, id, upto }, 0)
     }
 
-    fn fails(&mut self, kind: OpKind) -> Option<DeviceError> {
+    fn fails(&mut self, kind: OpKind, offset: u64) -> Option<DeviceError> {
         let one_in = match kind {
             OpKind::Read => self.faults.read,
             OpKind::Flush => self.faults.flush,
             _ => self.faults.write,
         };
-        if self.faults.budget == 0 || !self.rng.one_in(one_in) {
+        let place = (kind as u8, offset);
+        let row = self.rows.get(&place).copied().unwrap_or(0);
+        let enough = self.faults.in_a_row > 0 && row >= self.faults.in_a_row;
+        if self.faults.budget == 0 || enough || !self.rng.one_in(one_in) {
+            self.rows.remove(&place);
             return None;
         }
+        self.rows.insert(place, row.saturating_add(1));
         self.faults.budget -= 1;
         self.injected.errors += 1;
         Some(self.faults.error.unwrap_or(DeviceError::Io(5)))
@@ -297,7 +307,7 @@ impl Device {
     fn end(&mut self, flying: Flying, now: u64) -> Completion<SimBuf> {
         let Flying { mut op, id, upto, .. } = flying;
         let changes = !matches!(op.kind, OpKind::Read | OpKind::Flush);
-        if let Some(error) = self.fails(op.kind) {
+        if let Some(error) = self.fails(op.kind, op.offset) {
             if changes {
                 // A failed write may have been done, or a part of it.
                 let data = data_of(&op);
@@ -421,17 +431,8 @@ impl Device {
         }
         stable.write(offset, data);
         // Earlier writes of the same place must not come back over it.
-        let end = offset + data.len() as u64;
         for write in &mut self.loose {
-            let (a, b) = (write.offset, write.offset + write.data.len() as u64);
-            let (low, high) = (a.max(offset), b.min(end));
-            if low < high {
-                let at = |base: u64| usize::try_from(low - base).unwrap_or(0);
-                let n = usize::try_from(high - low).unwrap_or(0);
-                let mut patched = write.data.to_vec();
-                patched[at(a)..at(a) + n].copy_from_slice(&data[at(offset)..at(offset) + n]);
-                write.data = patched.into();
-            }
+            overlay(&mut write.data, write.offset, offset, data);
         }
     }
 
@@ -466,20 +467,21 @@ impl Device {
             }
         }
         let volatile = self.info.volatile_write_cache;
-        let mut flying: Vec<(u64, Rc<[u8]>)> = std::mem::take(&mut self.flying)
+        let mut flying: Vec<(u64, Rc<[u8]>, bool)> = std::mem::take(&mut self.flying)
             .iter()
             .filter(|f| !matches!(f.op.kind, OpKind::Read | OpKind::Flush))
-            .map(|f| (f.op.offset, data_of(&f.op)))
+            .map(|f| (f.op.offset, data_of(&f.op), f.op.fua))
             .collect();
-        flying.extend(std::mem::take(&mut self.late).into_iter().map(|late| (late.1, late.2)));
+        let late = std::mem::take(&mut self.late);
+        flying.extend(late.into_iter().map(|late| (late.1, late.2, false)));
         while !flying.is_empty() {
-            let (offset, data) = flying.swap_remove(self.rng.index(flying.len()));
+            let (offset, data, fua) = flying.swap_remove(self.rng.index(flying.len()));
             if power || !volatile {
                 self.maybe(offset, &data);
             } else if self.rng.below(2) == 0 {
                 // It arrived in the device's cache after the process was gone.
                 self.injected.crashed += 1;
-                self.apply(offset, &data, false);
+                self.apply(offset, &data, fua);
             }
         }
         if power && volatile {
@@ -499,6 +501,20 @@ impl Device {
                 stable.write(at, &data[from..to]);
             }
         }
+    }
+}
+
+/// Puts what overlaps of a later write into the data of an earlier one.
+pub fn overlay(earlier: &mut Rc<[u8]>, at: u64, offset: u64, data: &[u8]) {
+    let (low, high) =
+        (at.max(offset), (at + earlier.len() as u64).min(offset + data.len() as u64));
+    if low < high {
+        let place = |base: u64| usize::try_from(low - base).unwrap_or(0);
+        let n = usize::try_from(high - low).unwrap_or(0);
+        let mut patched = earlier.to_vec();
+        patched[place(at)..place(at) + n]
+            .copy_from_slice(&data[place(offset)..place(offset) + n]);
+        *earlier = patched.into();
     }
 }
 

@@ -6,7 +6,7 @@
 
 use crate::boot::{Boot, boot};
 use crate::config::Config;
-use crate::device::{Device, Touch, torn};
+use crate::device::{Device, Touch, overlay, torn};
 use crate::history::Moment;
 use crate::medium::Medium;
 use crate::oracle::Oracle;
@@ -103,9 +103,10 @@ impl Replica {
                     self.loose.push((number, offset, data));
                 } else {
                     self.base.write(offset, &data);
-                    let end = offset + data.len() as u64;
-                    // (Only superblocks, written one after the other, are ever written so.)
-                    self.loose.retain(|l| l.1 >= end || l.1 + l.2.len() as u64 <= offset);
+                    // Earlier writes of the same place must not come back over it.
+                    for loose in &mut self.loose {
+                        overlay(&mut loose.2, loose.1, offset, &data);
+                    }
                 }
             }
             Touch::Failed { id } => self.flying.retain(|f| f.0 != *id),

@@ -1,51 +1,98 @@
-//! `forebay-sim`: see the library.
+//! `forebay-sim`: seeded runs and crash images of the production core. `forebay-sim help` says how.
 #![forbid(unsafe_code)]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test tool")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test tool: what it cannot do ends it"
+)]
 
-use forebay_sim::bounded;
-use forebay_sim::images::{Effort, ImageCounts};
+use forebay_sim::images::Effort;
+use forebay_sim::minimise::{list, minimise, unlist};
+use forebay_sim::run::{Options, run};
+use forebay_sim::suite::{self, Images, Seeds};
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::process::ExitCode;
 
-fn main() {
-    let mut args = std::env::args().skip(1);
-    let command = args.next().unwrap_or_default();
+const HELP: &str = "\
+forebay-sim --seed N [--keep LIST] [--plant P]     replays one run bit for bit, with its timeline
+forebay-sim --minimise N [--plant P]               shortens a failing run
+forebay-sim seeds [--from N] [--count N]           runs seeds
+forebay-sim bounded|long [--from N] [--count N] [--step N] [--per-cut N] [--every N]
+                                                   crash images of bounded or longer workloads
+forebay-sim bounded|long --from N --count 1 --cut C --image I --lines 1
+                                                   one crash image, with its timeline
+forebay-sim ci | soak                              all of it, with a last line of counts
+forebay-sim plants                                 which planted bugs are caught (feature planted-bugs)
+";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1).peekable();
+    let command = args.next_if(|arg| !arg.starts_with("--")).unwrap_or_default();
     let mut named: BTreeMap<String, String> = BTreeMap::new();
     while let Some(name) = args.next() {
         named.insert(name.trim_start_matches('-').to_owned(), args.next().unwrap_or_default());
     }
-    let number = |name: &str, default: u64| named.get(name).map_or(default, |v| v.parse().unwrap());
-    let started = Instant::now();
-    let mut counts = ImageCounts::default();
-    let effort = Effort {
-        per_cut: number("per-cut", 12) as usize,
-        stride: number("every", 1),
-        interrupt: number("interrupt", 10),
-        drain: number("drain", 10),
+    let number = |name: &str, default: u64| {
+        named.get(name).map_or(default, |v| v.parse().expect("a number follows each option"))
     };
-    let (from, n, step) = (number("from", 0), number("count", 100), number("step", 1));
-    let only = named.get("cut").map(|_| (number("cut", 0) as usize, number("image", 0) as usize));
-    let lines = named.contains_key("lines");
-    let mut bad = 0;
-    for i in 0..n {
-        let at = from + i * step;
-        let result = match command.as_str() {
-            "bounded" => bounded::run(at, number("plant", 0) as u16, &effort, only, lines, &mut counts),
-            _ => bounded::long(at, number("plant", 0) as u16, &effort, only, lines, &mut counts),
-        };
-        if let Err((what, lines)) = result {
-            for line in lines {
-                println!("{line}");
-            }
-            println!("{command} {at}: {what}");
-            if command == "bounded" {
-                println!("   {:?}", bounded::workload(at));
-            }
-            bad += 1;
-            if bad >= 10 {
-                break;
-            }
+    let plant = u16::try_from(number("plant", 0)).expect("a planted bug's number");
+    std::panic::set_hook(Box::new(|_| {}));
+    let good = match command.as_str() {
+        "seeds" => {
+            let seeds = Seeds { from: number("from", 0), count: number("count", 200), plant };
+            suite::seeds(&seeds).violations == 0
         }
-    }
-    println!("{counts:?} bad {bad} in {:?}", started.elapsed());
+        "bounded" | "long" => {
+            let effort = Effort {
+                per_cut: usize::try_from(number("per-cut", 12)).expect("a small number"),
+                stride: number("every", 1),
+                interrupt: number("interrupt", 10),
+                drain: number("drain", 10),
+            };
+            let at = |name: &str| usize::try_from(number(name, 0)).expect("a small number");
+            let images = Images {
+                long: command == "long",
+                from: number("from", 0),
+                count: number("count", 100),
+                step: number("step", 1),
+                plant,
+                effort,
+                only: named.get("cut").map(|_| (at("cut"), at("image"))),
+                lines: named.contains_key("lines"),
+            };
+            suite::images(&images).violations == 0
+        }
+        "ci" => suite::ci(),
+        "soak" => suite::soak(),
+        "plants" => forebay_sim::plants::score(number("only", 0), number("seeds", 150)),
+        "" if named.contains_key("seed") => {
+            let keep = named.get("keep").map(|text| unlist(text));
+            let report = run(number("seed", 0), &Options { plant, lines: true, keep });
+            report.lines.iter().for_each(|line| println!("{line}"));
+            println!(
+                "seed {} weather {:?} hash {:016x} {:?} {:?}: {}",
+                report.seed,
+                forebay_sim::script::weather(report.seed),
+                report.hash,
+                report.counts,
+                report.injected,
+                report.violation.as_deref().unwrap_or("ok")
+            );
+            report.violation.is_none()
+        }
+        "" if named.contains_key("minimise") => {
+            let seed = number("minimise", 0);
+            let (keep, report) = minimise(seed, plant);
+            report.lines.iter().for_each(|line| println!("{line}"));
+            println!("{} of {} steps: {:?}", keep.len(), report.steps, report.violation);
+            println!("forebay-sim --seed {seed} --keep {} --plant {plant}", list(&keep));
+            report.violation.is_none()
+        }
+        _ => {
+            print!("{HELP}");
+            command == "help"
+        }
+    };
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -174,6 +174,8 @@ fn begin(world: &mut World, fault: Fault) {
         Fault::Slow(n, times) => world.backing[n].faults.slow = times,
         Fault::Cache(one_in, budget) => {
             fails(&mut world.cache, one_in, budget, DeviceError::Io(5));
+            // Three in a row, and the device counts as failed.
+            world.cache.faults.in_a_row = 2;
         }
         Fault::Gone => fails(&mut world.cache, [1, 1, 1], u64::MAX, DeviceError::Gone),
         Fault::ReadOnly => fails(&mut world.cache, [0, 1, 1], u64::MAX, DeviceError::Io(30)),

@@ -295,7 +295,8 @@ impl World {
         let now = self.now;
         if let Some(lines) = &mut self.lines {
             if lines.len() == LINES_MAX {
-                lines.remove(0);
+                // The begin and the end tell most.
+                lines.remove(LINES_MAX / 2);
             }
             lines.push(format!("{:>12.3} µs  {}", now as f64 / 1000.0, text()));
         }
@@ -938,13 +939,14 @@ impl World {
         let blocks = size.div_ceil(4096);
         let places = self.engine().locate(id_of(volume), 0, blocks, usize::MAX);
         // Without a volatile cache a write that bypasses the log is durable when it is acknowledged.
-        let lasting = !(self.config.volatile && self.bypassed[volume]);
+        let bypassed = self.config.volatile && self.bypassed[volume];
         for place in places {
             if !matches!(place.copy, CopyAt::Clean | CopyAt::Backing) {
                 continue;
             }
             let (from, end) = (place.block * 4096, ((place.block + place.blocks) * 4096).min(size));
             let disk = &self.backing[volume];
+            let lasting = place.copy == CopyAt::Clean || !bypassed;
             let medium = if lasting { disk.stable() } else { &disk.bytes };
             let data = medium.bytes(from, end - from);
             self.counts.places += place.blocks;

@@ -124,8 +124,15 @@ impl<B: Buf> Engine<B> {
         } else {
             (req.offset, req.len)
         };
-        let fua = req.fua || (!self.volatile && vol.backing.volatile_write_cache);
+        // Where the cache keeps what is read, the backing device must not forget it: a power loss
+        // would leave a clean copy that is newer.
+        let volatile = vol.backing.volatile_write_cache;
+        let fua = req.fua || (volatile && (!self.volatile || vol.caching));
         let fua = fua && req.bypass;
+        let Some(req) = self.reqs.get_mut(h) else { return };
+        req.lasting = fua;
+        let req = &*req;
+        let Some(vol) = self.vols.get(place) else { return };
         if let Some(data) = &req.data {
             let mut op = Op::write(0, offset, len, data.clone());
             op.fua = fua;
@@ -201,17 +208,17 @@ impl<B: Buf> Engine<B> {
                 req.release = at;
             }
         } else {
-            self.bypass_over(h);
+            self.bypass_over(h, true);
             self.finish(h, Outcome::Failed(BlockError::NotReady));
         }
     }
 
     /// A bypassing write is over, well or not: what was read while it ran must not be cached.
-    fn bypass_over(&mut self, h: Handle) {
+    fn bypass_over(&mut self, h: Handle, failed: bool) {
         let Some(req) = self.reqs.get(h).filter(|req| req.bypass) else { return };
-        let (place, (first, blocks)) = (req.volume, req.blocks());
+        let (place, (first, blocks), lasting) = (req.volume, req.blocks(), req.lasting);
         if let Some(vol) = self.vols.get_mut(place) {
-            vol.unflushed = true;
+            vol.unflushed |= failed || !lasting;
             let index = vol.index;
             self.tier.invalidate_range(index, first, blocks);
         }
@@ -220,7 +227,7 @@ impl<B: Buf> Engine<B> {
 
     /// The backing device has a host's write.
     fn backing_finished<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
-        self.bypass_over(h);
+        self.bypass_over(h, false);
         let Some(req) = self.reqs.get(h) else { return };
         let (place, (first, blocks)) = (req.volume, req.blocks());
         if req.bypass && self.cache_failed.is_some() {
@@ -238,10 +245,6 @@ impl<B: Buf> Engine<B> {
             }
             if let Some(req) = self.reqs.get_mut(h) {
                 req.records = records;
-                if req.fua && self.volatile {
-                    self.flush_wait(cx.now, h);
-                    return;
-                }
             }
         }
         self.finish(h, Outcome::Done);

@@ -5,6 +5,7 @@
 //! block is in a round once, and a claim keeps every other write of its place on the backing
 //! device away meanwhile.
 
+mod pace;
 mod run;
 
 use super::ops::What;
@@ -19,14 +20,10 @@ use crate::format::record::{Kind, Record};
 use crate::format::segment_log::SegmentLog;
 use crate::hazard::ClaimId;
 use forebay_io::{Buf, BufPool, Completion, DeviceError, Duration, Instant, Lsn, Op};
+use pace::Pace;
 
-/// Segments of one round at most.
-const SEGMENTS_MAX: usize = 4;
 /// Blocks of one backing write at most: 1 MiB.
 const RUN_MAX: u64 = 256;
-/// Backing writes at once: at first, and at most.
-const WINDOW_FROM: usize = 4;
-const WINDOW_MAX: usize = 32;
 /// A segment that gave nothing to do is left alone for this long.
 const SKIP: Duration = Duration::from_millis(200);
 /// Write-through data waits this long for its flush and trim, or until there is this much of it.
@@ -110,6 +107,8 @@ impl<B> Default for Run<B> {
 enum Phase {
     Idle,
     Load,
+    /// The flush of the cache device that makes what was chosen durable there.
+    Durable(u64),
     Run,
     Flush,
     Trim,
@@ -140,10 +139,7 @@ pub(super) struct Destage<B> {
     flushes: usize,
     trim_at: usize,
     trim_zeroes_at: usize,
-    window: usize,
-    /// Fastest and average time of a backing write in nanoseconds.
-    best: u64,
-    average: u64,
+    pace: Pace,
     did_something: bool,
     /// Bytes written to backing devices, and when counting began.
     pub(super) bytes: u64,
@@ -170,9 +166,7 @@ impl<B: Buf> Destage<B> {
             flushes: 0,
             trim_at: 0,
             trim_zeroes_at: 0,
-            window: WINDOW_FROM,
-            best: u64::MAX,
-            average: 0,
+            pace: Pace::new(),
             did_something: false,
             bytes: 0,
         }
@@ -193,26 +187,12 @@ impl<B: Buf> Destage<B> {
     }
 
     pub(super) const fn window(&self) -> usize {
-        self.window
+        self.pace.window(false)
     }
 
     /// When a round should begin for write-through data.
     pub(super) fn deadline(&self) -> Instant {
         self.written_since.map_or(Instant::NEVER, |since| since + WRITTEN_MAX)
-    }
-
-    /// The window follows the device: wider while it answers about as fast as it ever did,
-    /// narrower when it queues.
-    fn learn(&mut self, took: u64) {
-        let took = took.max(1);
-        self.best = self.best.saturating_add(self.best / 1024).min(took);
-        self.average =
-            if self.average == 0 { took } else { self.average - self.average / 8 + took / 8 };
-        if self.average < self.best.saturating_mul(2) {
-            self.window = (self.window + 1).min(WINDOW_MAX);
-        } else if self.average > self.best.saturating_mul(4) {
-            self.window = (self.window - 1).max(1);
-        }
     }
 }
 
@@ -232,7 +212,12 @@ impl<B: Buf> Engine<B> {
                     began = true;
                     self.round_begin(cx);
                 }
-                Phase::Load => self.round_loaded(),
+                Phase::Load => self.round_loaded(cx.now),
+                Phase::Durable(ticket) => {
+                    if self.flush_passed(ticket) {
+                        self.destage.phase = Phase::Run;
+                    }
+                }
                 Phase::Run => self.round_run(cx),
                 Phase::Flush => self.round_flushed(),
                 Phase::Trim => self.round_trim(cx),
@@ -285,6 +270,7 @@ impl<B: Buf> Engine<B> {
         d.segments.clear();
         (d.next, d.next_zeroes, d.trim_at, d.trim_zeroes_at) = (0, 0, 0, 0);
         d.did_something = false;
+        d.pace.round_begins(cx.now);
         // What write-through brought needs no run.
         core::mem::swap(&mut d.done, &mut d.written);
         d.written_since = None;
@@ -323,7 +309,7 @@ impl<B: Buf> Engine<B> {
                         && (s.log.is_some() || s.state == State::Sealed)
                 })
             })
-            .take(SEGMENTS_MAX),
+            .take(self.destage.pace.segments()),
         );
         for seg in &picked {
             if let Some(log) = self.segs.get_mut(*seg).and_then(|s| s.log.take()) {
@@ -409,21 +395,31 @@ impl<B: Buf> Engine<B> {
         }
     }
 
-    fn round_loaded(&mut self) {
+    /// All is chosen. With a volatile write cache it is made durable in the log before any of it is
+    /// written elsewhere: after a power loss the backing devices must not be newer than the log.
+    fn round_loaded(&mut self, now: Instant) {
         if self.destage.loading > 0 {
             return;
         }
         self.destage.candidates.sort_unstable_by_key(|c| (c.place, c.block));
-        self.destage.phase = Phase::Run;
+        let work = !self.destage.candidates.is_empty() || !self.destage.zeroes.is_empty();
+        self.destage.phase = if work && self.volatile {
+            let ticket = self.flush_ticket();
+            self.flush_pump(now);
+            Phase::Durable(ticket)
+        } else {
+            Phase::Run
+        };
     }
 
     fn round_run<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
-        while self.destage.active < self.destage.window
+        let window = self.destage.pace.window(self.dirty_level() >= super::throttle::FROM);
+        while self.destage.active < window
             && self.destage.next_zeroes < self.destage.zeroes.len()
         {
             self.zeroes_begin(cx);
         }
-        while self.destage.active < self.destage.window
+        while self.destage.active < window
             && self.destage.next < self.destage.candidates.len()
         {
             if !self.run_begin(cx) {
@@ -581,6 +577,9 @@ impl<B: Buf> Engine<B> {
                 if let Some(vol) = self.vols.get_mut(w.place) {
                     vol.dirty = vol.dirty.saturating_sub(1);
                     vol.destaged += 1;
+                    // Damaged since it was read for the backing device, which has it now.
+                    let bad = old.is_some_and(|flags| flags.spare() & spare::BAD != 0);
+                    vol.lost_blocks = vol.lost_blocks.saturating_sub(u64::from(bad));
                 }
             }
         }
@@ -592,6 +591,7 @@ impl<B: Buf> Engine<B> {
             }
         }
         self.destage.phase = Phase::Idle;
+        self.destage.pace.round_ends(cx.now);
         if self.dirty == 0 {
             self.destage.urgent = false;
         }

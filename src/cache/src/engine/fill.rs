@@ -74,7 +74,13 @@ impl<B: Buf> Engine<B> {
         let req = self.reqs.get(h)?;
         let (host, sequential) = (req.op == RequestOp::Read, req.sequential);
         let vol = self.vols.get(place)?;
-        let willing = host && vol.caching && !vol.detaching && self.cache_failed.is_none();
+        // With a volatile cache hosts' writes may still be lost from the backing device: a copy here
+        // must not outlive them. The flush is on its way.
+        let lasting = !self.volatile
+            || !vol.backing.volatile_write_cache
+            || (!vol.unflushed && vol.flushing == 0);
+        let willing =
+            host && lasting && vol.caching && !vol.detaching && self.cache_failed.is_none();
         if !willing || self.stopping || self.fills.list.len() >= FILLS_MAX {
             return None;
         }
@@ -86,7 +92,8 @@ impl<B: Buf> Engine<B> {
             if vol.ranges.get(block + index).is_none()
                 && let Some(key) = self.vols.key(place, block + index)
                 && self.replaceable(key)
-                && self.policy.on_miss(key, sequential, room) == Admission::Admit
+                && (self.dropped(key)
+                    || self.policy.on_miss(key, sequential, room) == Admission::Admit)
             {
                 mask |= 1 << index;
             }
@@ -97,6 +104,26 @@ impl<B: Buf> Engine<B> {
         self.fills.next += 1;
         let id = self.fills.next;
         self.fills.list.push(Fill { id, place, block, blocks, mask, lsn, buf: None });
+        Some(id)
+    }
+
+    /// A block whose copy was dropped is read from the backing device, for nobody but the cache:
+    /// registers it, as [`Engine::fill_begin`] does for a host's miss.
+    pub(super) fn fill_again(&mut self, place: u16, block: u64) -> Option<u64> {
+        let vol = self.vols.get(place)?;
+        // See `fill_begin`.
+        let lasting = !self.volatile
+            || !vol.backing.volatile_write_cache
+            || (!vol.unflushed && vol.flushing == 0);
+        let willing = lasting && vol.caching && !vol.detaching && self.cache_failed.is_none();
+        let lsn = Lsn(vol.committed);
+        let dropped = self.vols.key(place, block).is_some_and(|key| self.dropped(key));
+        if !willing || !dropped || self.stopping || self.fills.list.len() >= FILLS_MAX {
+            return None;
+        }
+        self.fills.next += 1;
+        let id = self.fills.next;
+        self.fills.list.push(Fill { id, place, block, blocks: 1, mask: 1, lsn, buf: None });
         Some(id)
     }
 
@@ -230,11 +257,15 @@ impl<B: Buf> Engine<B> {
             && !self.placed_fills(fill.place, block, 1, false)
     }
 
+    /// Whether the index has only a clean copy of a block, and that one is wrong.
+    fn dropped(&self, key: Key) -> bool {
+        let bad = |flags: Flags| !flags.dirty() && flags.spare() & spare::BAD != 0;
+        self.index.get(key).is_some_and(|entry| bad(entry.flags))
+    }
+
     /// Whether the index has nothing of a block, or only a clean copy that cannot be read.
     fn replaceable(&self, key: Key) -> bool {
-        self.index
-            .get(key)
-            .is_none_or(|entry| !entry.flags.dirty() && entry.flags.spare() & spare::BAD != 0)
+        self.index.get(key).is_none() || self.dropped(key)
     }
 
     fn fill_append<P: BufPool<Buf = B>>(

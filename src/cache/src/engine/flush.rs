@@ -120,6 +120,7 @@ impl<B: Buf> Engine<B> {
         match req.op {
             RequestOp::Flush => self.host_flush(cx, h),
             _ if req.bypass => self.bypass_go(cx, h),
+            _ if req.through => self.backing_go(cx, h),
             _ => self.finish(h, Outcome::Done),
         }
     }
@@ -167,6 +168,34 @@ impl<B: Buf> Engine<B> {
                 self.backing_error(cx, place, error);
                 self.backing_refused(cx, h);
             }
+        }
+    }
+
+    /// Flushes a backing device whose latest writes may be lost, before what is read from it is kept
+    /// in a cache that a power loss may leave newer than it.
+    pub(super) fn quiet_flush(&mut self, now: Instant, place: u16) {
+        let Some(vol) = self.vols.get_mut(place) else { return };
+        let health = &vol.health;
+        let able = health.hanging.is_none() && (health.failing.is_none() || health.retry_at <= now);
+        let wanted = vol.unflushed && vol.flushing == 0 && vol.backing.volatile_write_cache;
+        if self.volatile && wanted && able && vol.attached && vol.caching && !vol.detaching {
+            vol.unflushed = false;
+            vol.flushing += 1;
+            self.backing_op(now, place, What::QuietFlush { volume: place }, Op::flush(0));
+        }
+    }
+
+    pub(super) fn quiet_flush_done<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        place: u16,
+        result: Result<(), DeviceError>,
+    ) {
+        let Some(vol) = self.vols.get_mut(place) else { return };
+        vol.flushing -= 1;
+        if let Err(error) = result {
+            vol.unflushed = true;
+            self.backing_error(cx, place, error);
         }
     }
 }

@@ -289,6 +289,7 @@ impl<B: Buf> Engine<B> {
             ranges,
             dirty,
             lost_blocks: 0,
+            healed: 0,
             sequential: Sequential::new(cutoff),
             health: Health::default(),
             backing_ops: 0,
@@ -389,6 +390,9 @@ impl<B: Buf> Engine<B> {
             }
             self.switch_step(place);
             self.detach_step(place);
+            if !self.stopping {
+                self.quiet_flush(cx.now, place);
+            }
         }
         self.extent_step();
         self.stop_step(cx);
@@ -495,6 +499,7 @@ impl<B: Buf> Engine<B> {
             return;
         }
         let idle = self.reqs.len() == 0 && self.destage.resting() && self.reclaim.is_idle();
+        let idle = idle && self.scrub.resting();
         if !idle || self.streams.iter().any(|stream| !stream.is_idle()) {
             return;
         }

@@ -44,10 +44,18 @@ pub(super) enum What {
     HostRange { req: Handle },
     /// A flush of a backing device for a host.
     HostFlush { req: Handle },
+    /// A flush of a backing device whose writes are to be kept in the cache.
+    QuietFlush { volume: u16 },
     /// A superblock.
     Superblock,
     /// A read to see whether a failing backing device works again.
     Probe { volume: u16 },
+    /// The footer of a segment whose blocks are scrubbed.
+    ScrubFooter { seg: u32 },
+    /// Blocks that are scrubbed, from this slot on.
+    ScrubRead { slot: u32 },
+    /// A block that scrub dropped, read from the backing device.
+    ScrubFill { volume: u16, block: u64, fill: u64, serial: u64 },
 }
 
 /// An operation under way.

@@ -68,6 +68,8 @@ pub(super) struct Reclaim {
     reads: usize,
     ordinal: Option<u64>,
     footer_tries: u8,
+    /// The footer cannot be read: the index alone knows what is here.
+    blind: bool,
     /// The next record, and block of it, whose ranges of zeroes are appended again.
     ranges_at: (u32, u64),
     /// The last journal batch with ranges that were appended again.
@@ -89,6 +91,7 @@ impl Reclaim {
             reads: 0,
             ordinal: None,
             footer_tries: 0,
+            blind: false,
             ranges_at: (0, 0),
             journal: None,
             segments: 0,
@@ -181,6 +184,7 @@ impl<B: Buf> Engine<B> {
         let name = self.segment_name(seg);
         let view = done.buf.as_ref().filter(|_| done.result.is_ok());
         let view = view.and_then(|buf| FooterView::parse(buf.as_slice()));
+        self.reclaim.blind = false;
         let log = self.reclaim.log.take();
         let mut log = log.unwrap_or_else(|| SegmentLog::new(self.map.geometry()));
         log.clear();
@@ -193,8 +197,8 @@ impl<B: Buf> Engine<B> {
                     self.reclaim.phase = Phase::Idle;
                     return;
                 }
-                // Without a footer the index alone knows what is here.
-                self.forget_segment(seg);
+                self.stats.lost_footers += 1;
+                self.reclaim.blind = true;
             }
         }
         self.reclaim.footer_tries = 0;
@@ -204,12 +208,15 @@ impl<B: Buf> Engine<B> {
         self.reclaim.ranges_at = (0, 0);
         self.sort_out(seg, &log);
         self.reclaim.log = Some(log);
+        if self.reclaim.blind {
+            self.forget_segment(seg);
+        }
         self.reclaim.phase = Phase::Copy;
     }
 
-    /// The footer of a segment cannot be read: its clean blocks are dropped, its dirty ones lost.
+    /// The footer of a segment cannot be read: its clean blocks are dropped, its dirty ones lost. That
+    /// they are is appended again in their place, with the newest number that may be theirs.
     fn forget_segment(&mut self, seg: u32) {
-        self.stats.lost_footers += 1;
         let mut found = Vec::new();
         self.index.for_each(|key, entry| {
             if self.map.segment_of(entry.slot) == seg {
@@ -217,12 +224,21 @@ impl<B: Buf> Engine<B> {
             }
         });
         for (key, entry) in found {
-            let place = self.vols.iter().find(|(_, v)| v.index == key.volume()).map(|(p, _)| p);
-            if let Some(place) = place.filter(|_| entry.flags.dirty()) {
-                self.block_lost(place, key.block(), entry.slot);
-            } else {
+            let vol = self.vols.iter().find(|(_, v)| v.index == key.volume());
+            let Some((place, vol)) = vol.filter(|_| entry.flags.dirty()) else {
                 self.drop_entry(key, entry);
-            }
+                continue;
+            };
+            let record = Record {
+                kind: Kind::Write,
+                block: key.block(),
+                blocks: 1,
+                ..Self::commit_record(vol)
+            };
+            let slot = entry.slot;
+            let keep = Keep { place, record, at: 0, slot, crc: 0, dirty: true, tries: 2 };
+            self.reclaim.keep.push(keep);
+            self.block_lost(place, key.block(), slot);
         }
     }
 
@@ -341,6 +357,7 @@ impl<B: Buf> Engine<B> {
         let good =
             data.is_some_and(|data| block_crc(key, block, keep.record.lsn.0, data) == keep.crc);
         let most = if keep.dirty && done.result.is_err() { UNREADABLE_MAX } else { 2 };
+        let good = good && !self.reclaim.blind;
         if !good && keep.tries < most {
             // Read again, at the end of the list.
             self.reclaim.keep.push(Keep { tries: keep.tries + 1, ..keep });
@@ -476,7 +493,10 @@ impl<B: Buf> Engine<B> {
                 continue;
             };
             let freq = entry.flags.freq().saturating_sub(1);
-            let flags = entry.flags.with_freq(freq);
+            // That the backing device took it is noted of the old slot: in the new one it is destaged
+            // again, or nobody would ever call it clean.
+            let spare = entry.flags.spare() & !spare::WRITTEN;
+            let flags = entry.flags.with_freq(freq).with_spare(spare);
             if self.index.insert(key, slot, flags).is_ok() {
                 let dirty = i32::from(flags.dirty());
                 self.segs.count(self.map.segment_of(*old), -1, -dirty);
@@ -502,6 +522,9 @@ impl<B: Buf> Engine<B> {
                 self.sort_out(seg, &log);
                 self.reclaim.keep.retain(|keep| keep.dirty);
                 self.reclaim.log = Some(log);
+                if self.reclaim.blind {
+                    self.forget_segment(seg);
+                }
                 self.reclaim.ordinal = None;
                 self.reclaim.phase = Phase::Copy;
             }
@@ -586,13 +609,5 @@ impl<B: Buf> Engine<B> {
         self.reclaim.segments += 1;
         self.segs.freed(seg);
         self.reclaim.phase = Phase::Idle;
-    }
-
-    /// A clean block does not match its CRC: it is not read again. Its entry stays until a fill
-    /// replaces it, because the record is still on the device.
-    pub(super) fn drop_bad(&mut self, place: u16, block: u64, slot: u32) {
-        let Some(key) = self.vols.key(place, block) else { return };
-        self.index.update_if_slot(key, slot, |flags| flags.with_spare(flags.spare() | spare::BAD));
-        self.tier.invalidate(key);
     }
 }

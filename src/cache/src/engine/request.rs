@@ -103,6 +103,8 @@ pub(super) struct Req<B> {
     pub(super) records: Vec<(u64, u32, u32)>,
     /// Its records are committed; what is left concerns the backing device.
     pub(super) committed: bool,
+    /// Its write of the backing device was durable when it ended (FUA).
+    pub(super) lasting: bool,
     /// Bytes of zeroes written to a backing device that has no write-zeroes.
     pub(super) zeroed: u64,
     /// The request that this one is an edge of; such a one has no tag of its own.
@@ -141,6 +143,7 @@ impl<B> Default for Req<B> {
             invalidated: false,
             records: Vec::new(),
             committed: false,
+            lasting: false,
             zeroed: 0,
             parent: None,
             ticket: 0,

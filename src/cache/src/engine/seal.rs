@@ -14,6 +14,16 @@ use forebay_io::{Buf, BufPool, DeviceError, Op};
 /// Tries of one footer before the cache device counts as failed.
 const TRIES_MAX: u8 = 3;
 
+/// A footer that is built and not written yet.
+#[derive(Debug)]
+pub(super) struct Footer<B> {
+    seg: u32,
+    buf: B,
+    len: u64,
+    /// Flush of the cache device that must end before it is written.
+    ticket: u64,
+}
+
 /// What a footer says of a record's block.
 pub(super) fn fate(index: &Index, record: &Record, first_slot: u32, at: u32) -> Keep {
     let key = Key::new(record.volume, record.block + u64::from(at));
@@ -41,20 +51,15 @@ impl<B: Buf> Engine<B> {
             if !ready || self.older_unsealed(seg) {
                 continue;
             }
-            let ticket = self.segs.get(seg).and_then(|s| s.ticket);
-            let ticket = match ticket {
-                Some(ticket) => ticket,
-                None => {
-                    let ticket = self.flush_ticket();
-                    if let Some(s) = self.segs.get_mut(seg) {
-                        s.ticket = Some(ticket);
-                    }
-                    ticket
-                }
-            };
-            if self.flush_passed(ticket) {
-                self.footer_write(cx, seg);
-            }
+            // The segment's batches are completed, its records committed. What the footer leaves out
+            // has a newer version elsewhere: both that and the batches must be durable before it is.
+            self.footer_build(cx, seg);
+        }
+        while let Some(footer) = self.footers.first()
+            && self.flush_passed(footer.ticket)
+        {
+            let footer = self.footers.remove(0);
+            self.footer_write(cx, footer);
         }
     }
 
@@ -68,7 +73,7 @@ impl<B: Buf> Engine<B> {
             .any(|other| other.stream == this.stream && other.seq < this.seq && other.seal == 0)
     }
 
-    fn footer_write<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, seg: u32) {
+    fn footer_build<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, seg: u32) {
         let geometry = self.map.geometry();
         let Some(mut buf) = self.alloc(cx, geometry.footer_bytes() as u64) else { return };
         let seal = self.numbers.next();
@@ -80,14 +85,19 @@ impl<B: Buf> Engine<B> {
                 fate(index, record, map.slot(seg, record.slot), at)
             })
         })();
-        let (Some(built), Some(start)) = (built, self.map.segment_offset(seg)) else { return };
-        if self.segs.get(seg).is_some_and(|s| s.seal == 0) {
-            self.segs.seal_ordered(seg, seal);
-        }
-        let at = start + u64::from(geometry.footer_slot()) * super::types::BLOCK;
-        self.stats.footer_bytes += built.bytes as u64;
-        let op = Op::write(0, at, built.bytes as u64, buf);
-        self.cache_op(cx.now, What::Footer { seg }, op);
+        let Some(built) = built else { return };
+        self.segs.seal_ordered(seg, seal);
+        let ticket = self.flush_ticket();
+        self.footers.push(Footer { seg, buf, len: built.bytes as u64, ticket });
+        self.flush_pump(cx.now);
+    }
+
+    fn footer_write<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, footer: Footer<B>) {
+        let Footer { seg, buf, len, .. } = footer;
+        let Some(start) = self.map.segment_offset(seg) else { return };
+        let at = start + u64::from(self.map.geometry().footer_slot()) * super::types::BLOCK;
+        self.stats.footer_bytes += len;
+        self.cache_op(cx.now, What::Footer { seg }, Op::write(0, at, len, buf));
     }
 
     pub(super) fn footer_done<P: BufPool<Buf = B>>(

@@ -48,8 +48,6 @@ pub(super) struct Segment {
     pub(super) since: Instant,
     /// Destage could do nothing here; not tried again before this.
     pub(super) skip_until: Instant,
-    /// Flush that must end before its footer is built.
-    pub(super) ticket: Option<u64>,
     /// Its records, until the footer is written.
     pub(super) log: Option<SegmentLog>,
 }
@@ -96,7 +94,6 @@ impl Segments {
             used: 0,
             since: Instant(0),
             skip_until: Instant(0),
-            ticket: None,
             log: None,
         });
         self.free.push_back(seg);
@@ -156,7 +153,7 @@ impl Segments {
         let s = self.list.get_mut(seg as usize)?;
         (s.state, s.stream, s.seq, s.seal) = (State::Open, stream, seq, 0);
         (s.live, s.dirty, s.pins, s.batches, s.used) = (0, 0, 0, 0, 0);
-        (s.since, s.skip_until, s.ticket) = (now, Instant(0), None);
+        (s.since, s.skip_until) = (now, Instant(0));
         s.log = Some(log);
         self.young.push(seg);
         Some(seg)

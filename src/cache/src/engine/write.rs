@@ -525,9 +525,11 @@ impl<B: Buf> Engine<B> {
         if let Some(claim) = req.claim.take() {
             self.release_hold(claim);
         }
-        if through {
+        if through && !self.volatile {
             self.backing_go(cx, h);
-        } else if durable {
+        } else if through || durable {
+            // What the backing device gets is durable in the log first: after a power loss an older
+            // copy there would hide it, or be written over it.
             self.flush_wait(cx.now, h);
         } else {
             self.finish(h, Outcome::Done);
