@@ -44,10 +44,10 @@ impl Initiator {
         }
     }
 
-    /// Writes the whole namespace once in order, then reads four times as much at random (all but a
-    /// fiftieth of the blocks are read), so that it is cached where a peer has a cache.
+    /// Writes the whole namespace once in order, then reads six times as much at random (all but one
+    /// of 400 blocks are read), so that it is cached where a peer has a cache.
     pub(crate) fn fill(&self, peer: &Peer, work: &Work) -> Result<()> {
-        for (rw, passes) in [("write", 1), ("randread", 4)] {
+        for (rw, passes) in [("write", 1), ("randread", 6)] {
             let ops =
                 ((self.namespace_mib << 20) / u64::from(work.block_size) * passes).to_string();
             self.forebay(peer, &["--rw", rw, "--qd", "64", "--ops", &ops], work)?;

@@ -6,7 +6,7 @@ use super::{Cx, Engine};
 use forebay_io::{Buf, BufPool, Duration, Instant};
 
 /// Delays begin at this fill of the dirty bound, in thousandths.
-const FROM: u64 = 750;
+pub(super) const FROM: u64 = 750;
 /// How soon a write that found no room at all tries again at the latest.
 pub(super) const RETRY: Duration = Duration::from_millis(1);
 

@@ -256,7 +256,7 @@ impl<B: Buf> Engine<B> {
         let took = u64::try_from(cx.now.since(run.started).as_nanos()).unwrap_or(u64::MAX);
         match result {
             Ok(()) => {
-                self.destage.learn(took);
+                self.destage.pace.learn(took);
                 self.backing_good(cx, place);
             }
             Err(DeviceError::Unsupported) if run.zeroes.is_some() => {
