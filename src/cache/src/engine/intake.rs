@@ -165,6 +165,14 @@ impl<B: Buf> Engine<B> {
                 req.error = req.error.or(Some(error));
             }
             req.stage = Stage::Edges;
+            // Its own part is done: others may wait for these blocks whom the edges wait for.
+            let (claim, backing) = (req.claim.take(), req.backing.take());
+            if let Some(id) = claim {
+                self.release_hold(id);
+            }
+            if let Some(id) = backing {
+                self.release_backing(id);
+            }
             return;
         }
         let outcome = match (outcome, req.error) {
