@@ -84,6 +84,9 @@ pub struct MemoryStat {
     pub free_bytes: u64,
     /// Bytes of indexes.
     pub index_bytes: u64,
+    /// Bytes that the memory tiers of all caches may take together: as configured, or what was left of that.
+    #[serde(default)]
+    pub tier_max_bytes: u64,
 }
 
 /// A reactor.
@@ -131,6 +134,13 @@ pub struct DeviceStat {
     pub block_size: u32,
     /// Whether it has a volatile write cache, as declared or as it says.
     pub volatile_write_cache: bool,
+    /// Whether its I/O goes through the page cache, because its file system refuses `O_DIRECT`: that
+    /// takes memory of the system and is slower.
+    #[serde(default)]
+    pub buffered: bool,
+    /// Bytes of a cache file that its file system has not set aside: it may run out of space.
+    #[serde(default)]
+    pub unreserved: u64,
     /// Whether it works.
     pub health: Health,
     /// Why not: the last error, what hangs and for how long.

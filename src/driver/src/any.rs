@@ -139,6 +139,43 @@ impl AnyDevice {
         }
     }
 
+    /// Whether its I/O goes past the page cache. Only files of a file system that refuses `O_DIRECT`
+    /// do not.
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        match self {
+            Self::Mem(_) | Self::Nvmf(_) => true,
+            Self::Uring(device) => device.is_direct(),
+            Self::Slow(device) => device.inner().is_direct(),
+            Self::Fault(device) => device.inner().is_direct(),
+        }
+    }
+
+    /// Sets aside the space of a file that has holes, so that no write to it can find its file system
+    /// full; nothing else changes. Blocks for system calls. Other devices have their space.
+    ///
+    /// # Errors
+    /// The file system's: without that much space, or without the means.
+    pub fn reserve(&self) -> std::io::Result<()> {
+        match self {
+            Self::Mem(_) | Self::Nvmf(_) => Ok(()),
+            Self::Uring(device) => device.reserve(),
+            Self::Slow(device) => device.inner().reserve(),
+            Self::Fault(device) => device.inner().reserve(),
+        }
+    }
+
+    /// Bytes of a file without space of their own; 0 of other devices.
+    #[must_use]
+    pub fn unreserved(&self) -> u64 {
+        match self {
+            Self::Mem(_) | Self::Nvmf(_) => 0,
+            Self::Uring(device) => device.unreserved(),
+            Self::Slow(device) => device.inner().unreserved(),
+            Self::Fault(device) => device.inner().unreserved(),
+        }
+    }
+
     /// What controls its faults, if it or what it wraps is `fault:`.
     #[must_use]
     pub fn faults(&self) -> Option<FaultHandle> {

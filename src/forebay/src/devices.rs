@@ -1,7 +1,7 @@
 //! Devices by URI, for the commands that use one without a node.
 
 use crate::serve::SharedPool;
-use crate::serve::start::{format_device, read_header};
+use crate::serve::start::{format_device, read_header, reserve};
 use forebay_bench::{Counters, JobError, JobResult, Workload};
 use forebay_cache::format::device::OpenError;
 use forebay_control::error::{ControlError, ErrorKind, Result};
@@ -78,6 +78,7 @@ pub(crate) fn format(uri: &str, force: bool) -> Result<Formatted> {
                  forebay format {uri} --force {name}"
             )));
     }
+    reserve(uri, &device)?;
     format_device(&mut device, &pool)?;
     let header = read_header(&mut device, &pool).map_err(|error| failed(&error))?.header;
     Ok(Formatted {

@@ -34,6 +34,22 @@ impl UringDevice {
         self.direct
     }
 
+    /// Sets aside the space of all of a file; block devices have theirs.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn reserve(&self) -> std::io::Result<()> {
+        let ring = self.ring.0.borrow();
+        ring.file_of(self.at).map_or(Ok(()), |file| file::reserve(file, self.info.size))
+    }
+
+    /// Bytes of a file without space of their own; 0 of a block device.
+    #[must_use]
+    pub fn unreserved(&self) -> u64 {
+        let ring = self.ring.0.borrow();
+        ring.file_of(self.at).map_or(0, |file| file::unreserved(file, self.info.size))
+    }
+
     /// The ring it is on.
     #[must_use]
     pub const fn ring(&self) -> &Ring {

@@ -326,3 +326,40 @@ fn has_holes(file: &File, size: u64) -> bool {
     // SAFETY: no memory is passed.
     unsafe { libc::fallocate(file.as_raw_fd(), mode, end, 4096) == 0 }
 }
+
+/// Sets aside the space of a file; what it holds stays. Kept by size, so that it never grows.
+pub(super) fn reserve(file: &File, size: u64) -> io::Result<()> {
+    let missing = unreserved(file, size);
+    if missing == 0 {
+        return Ok(());
+    }
+    // Asked first: a call that fails midway would have taken all the space that is left.
+    if free(file)? < missing {
+        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+    }
+    let size = i64::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    // SAFETY: no memory is passed.
+    match unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, 0, size) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Bytes that a file's file system has left for everybody.
+fn free(file: &File) -> io::Result<u64> {
+    let mut stat = core::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: there is room for the answer, which is valid when zeroed.
+    let stat = unsafe {
+        if libc::fstatvfs(file.as_raw_fd(), stat.as_mut_ptr()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        stat.assume_init()
+    };
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Bytes of a file without space of their own. A file system that cannot tell has it all.
+pub(super) fn unreserved(file: &File, size: u64) -> u64 {
+    // `st_blocks` counts 512 bytes, whatever the file system's block is.
+    file.metadata().map_or(0, |metadata| size.saturating_sub(metadata.blocks() * 512))
+}

@@ -51,7 +51,7 @@ struct OnRing {
     /// Whether there is a handle that wants the completions.
     wanted: bool,
     /// Keeps the descriptor of `place` open, and with it the lock on the file.
-    _file: File,
+    file: File,
 }
 
 /// What is known of a region's place in the table of registered buffers.
@@ -177,7 +177,7 @@ impl Inner {
             place: fixed.map_or(Place::Descriptor(fd), Place::Registered),
             block_device,
             wanted: true,
-            _file: file,
+            file,
         };
         if at == self.devices.len() {
             self.devices.push(Some(device));
@@ -185,6 +185,12 @@ impl Inner {
             self.devices[at] = Some(device);
         }
         at
+    }
+
+    /// A device's file, unless it is a block device.
+    pub(super) fn file_of(&self, at: usize) -> Option<&File> {
+        let device = self.devices.get(at)?.as_ref()?;
+        (!device.block_device).then_some(&device.file)
     }
 
     /// The handle is gone; the file closes with the last operation.

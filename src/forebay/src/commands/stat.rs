@@ -87,6 +87,9 @@ fn render(stat: &NodeStat, over: &Over<'_>) -> String {
     for complaint in stat.complaints() {
         text.push_str(&format!("! {complaint}\n"));
     }
+    if node.memory.tier_max_bytes > 0 {
+        text.push_str(&format!("memory tier of at most {}\n", bytes(node.memory.tier_max_bytes)));
+    }
     if over.before.is_none() {
         text.push_str("rates, shares and latencies since the start; live with --watch\n");
     }
@@ -184,9 +187,11 @@ fn devices(stat: &NodeStat, over: &Over<'_>) -> String {
             Health::Degraded => "degraded",
             Health::Failed => "FAILED",
         };
+        let health =
+            if device.buffered { format!("{health}, buffered") } else { health.to_owned() };
         vec![
             name,
-            health.to_owned(),
+            health,
             bytes(device.size),
             device.in_flight.to_string(),
             rate(|d| d.read.ops),

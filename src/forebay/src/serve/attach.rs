@@ -32,6 +32,7 @@ pub(crate) fn open_backing(
     reactors.call(reactor, move |service, _| {
         let device = forebay_driver::open(&uri, &service.drivers)
             .map_err(|error| super::backing::unopened(&uri, &error))?;
+        super::start::warn_buffered(&uri, &device);
         let info = device.info().clone();
         service.devices.add_backing(id, Unit::new(uri, device));
         Ok(info)

@@ -77,7 +77,7 @@ pub(crate) fn run(config: ServeConfig) -> Result<()> {
     for cache in &caches {
         failed::check(&config.node.state_dir, cache.uuid, &cache.uri)?;
     }
-    let sampler = stat::Sampler::new(&started.handles);
+    let sampler = stat::Sampler::new(&started.handles, &config);
     let registry = Registry::new(store);
     let reactors = started.reactors.clone();
     let node = Arc::new(Node::new(config, reactors, caches, listening, registry, sampler));

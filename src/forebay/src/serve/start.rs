@@ -71,6 +71,9 @@ pub(crate) struct Started {
 
 /// Starts the reactors; each recovers its cache devices before this returns.
 pub(crate) fn start(config: &ServeConfig) -> Result<Started> {
+    if let (_, Some(complaint)) = tiers(config) {
+        tracing::warn!("{complaint}");
+    }
     let cores = cores(config);
     let count = u32::try_from(cores.len()).unwrap_or(1);
     let mut senders: Vec<MailSender<Message>> = Vec::new();
@@ -192,7 +195,12 @@ impl Making {
         let mut device = forebay_driver::open(uri, drivers).map_err(|error| {
             ControlError::failed(format!("the cache device cannot be opened: {error}"))
         })?;
+        warn_buffered(uri, &device);
         let quickstart = matches!(self.config.origin, Origin::Quickstart(_));
+        // A quickstart's files take space as they fill.
+        if !quickstart && let Err(error) = reserve(uri, &device) {
+            tracing::warn!("{error}");
+        }
         match read_header(&mut device, pool) {
             // A memory device is blank at every start, and a quickstart makes its own files.
             Err(OpenError::Blank) if quickstart || uri.contains("mem:") => {
@@ -253,16 +261,98 @@ impl Making {
 
     /// Pages of the memory tier of one engine.
     fn tier_pages(&self) -> u32 {
-        let asked: Option<u64> = self
-            .config
+        let tier = Tier::of(&self.config, self.reactor, self.reactors);
+        u32::try_from(tier.bytes / 4096).unwrap_or(u32::MAX)
+    }
+}
+
+/// The memory tier of one engine: buffers come out of the same memory, so that all tiers of a reactor
+/// get half of it at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tier {
+    /// What the volumes ask for; `None` where none does.
+    asked: Option<u64>,
+    /// What it gets.
+    bytes: u64,
+    /// The engines of its reactor.
+    engines: u64,
+    reactors: u64,
+}
+
+impl Tier {
+    fn of(config: &ServeConfig, reactor: u32, reactors: u32) -> Self {
+        let asked: Option<u64> = config
             .volumes
             .iter()
             .filter_map(|volume| volume.memory_tier)
             .map(|size| size.0)
             .reduce(u64::saturating_add);
-        let most = self.memory() / 2;
-        let bytes = asked.unwrap_or(self.memory() / TIER_SHARE).min(most);
-        u32::try_from(bytes / 4096).unwrap_or(u32::MAX)
+        let caches = (0u32..).zip(&config.caches);
+        let engines = caches.filter(|(number, _)| number % reactors == reactor).count() as u64;
+        let (engines, reactors) = (engines.max(1), u64::from(reactors.max(1)));
+        let memory = config.node.memory.map_or(POOL_BYTES, |size| size.0 / reactors);
+        let bytes = asked.unwrap_or(memory / TIER_SHARE).min(memory / 2 / engines);
+        Self { asked, bytes, engines, reactors }
+    }
+
+    /// What to say where it gets less than the volumes ask for.
+    fn complaint(self) -> Option<String> {
+        let asked = self.asked.filter(|asked| *asked > self.bytes)?;
+        let needed = asked.saturating_mul(2 * self.engines * self.reactors);
+        Some(format!(
+            "memory_tier of all volumes is {asked} bytes, cut to {} for each cache: the tiers of a \
+             reactor get half of its share of [node] memory at most; set memory = {needed} for all, \
+             or ask for no more than it gets",
+            self.bytes
+        ))
+    }
+}
+
+/// Bytes that all memory tiers may take, and what to say where that is less than was asked for.
+pub(crate) fn tiers(config: &ServeConfig) -> (u64, Option<String>) {
+    let reactors = u32::try_from(cores(config).len()).unwrap_or(1).max(1);
+    let mut bytes = 0;
+    let mut complaint = None;
+    for (number, _) in (0u32..).zip(&config.caches) {
+        let tier = Tier::of(config, number % reactors, reactors);
+        bytes += tier.bytes / 4096 * 4096;
+        complaint = complaint.or(tier.complaint());
+    }
+    (bytes, complaint)
+}
+
+/// Says so where a device's I/O takes the slow way.
+pub(crate) fn warn_buffered(uri: &str, device: &AnyDevice) {
+    if !device.is_direct() {
+        tracing::warn!(
+            device = uri,
+            "its file system refuses O_DIRECT: its I/O goes through the page cache, which takes \
+             memory of the system and is slower"
+        );
+    }
+}
+
+/// Sets aside the space of a cache file, so that its file system cannot run full under it: a cache that
+/// cannot be written counts as failed.
+///
+/// # Errors
+/// Where the file system has not that much left. One that cannot set anything aside is only told of.
+pub(crate) fn reserve(uri: &str, device: &AnyDevice) -> Result<()> {
+    let missing = device.unreserved();
+    match device.reserve() {
+        Ok(()) => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+            Err(ControlError::failed(format!(
+                "{uri}: its file system has no room for the {missing} bytes that the file still \
+                 lacks; a cache device that runs full counts as failed, and data that only it has \
+                 is out of reach then"
+            ))
+            .remedy("make room on that file system, or make a smaller cache file"))
+        }
+        Err(error) => {
+            tracing::warn!(device = uri, %error, missing, "its file system sets no space aside: keep that much free");
+            Ok(())
+        }
     }
 }
 
@@ -307,10 +397,11 @@ pub(crate) fn format_device(device: &mut AnyDevice, pool: &SharedPool) -> Result
 
 fn recover_shard(device: &mut AnyDevice, opened: &Opened, pool: &SharedPool) -> Result<Recovered> {
     let failed = |error: String| ControlError::new(ErrorKind::Unsafe, error);
-    let slots = opened.map(0).map_or(0, |map| map.slots());
+    let (slots, blocks) =
+        opened.map(0).map_or((0, 0), |map| (map.slots(), map.data_slots()));
     let last = u32::try_from(slots.saturating_sub(1)).unwrap_or(u32::MAX);
     let seed = u64::from_le_bytes(opened.header.cache.0[..8].try_into().unwrap_or([1; 8]));
-    let index = Index::new(slots, last, seed).map_err(|error| failed(error.to_string()))?;
+    let index = Index::new(blocks, last, seed).map_err(|error| failed(error.to_string()))?;
     let mut recovery =
         Recovery::new(opened, 0, index, false).map_err(|error| failed(error.to_string()))?;
     let mut pool = pool.clone();

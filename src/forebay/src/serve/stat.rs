@@ -9,6 +9,7 @@ use super::service::NodeService;
 use super::timing::{Timings, Which, Whose};
 use forebay_cache::engine::{BlockCounts, EngineStats, VolumeStats};
 use forebay_cluster::VolumeKey;
+use forebay_control::config::ServeConfig;
 use forebay_control::error::Result;
 use forebay_control::stat::{
     DeviceStat, Health, HostStat, ListenStat, MemoryStat, NodeInfo, NodeStat, NodeState, OpStat,
@@ -50,10 +51,12 @@ pub(crate) struct Sampler {
     /// Volumes' counters at the last sample, for hit ratios.
     last_blocks: BTreeMap<VolumeId, BlockCounts>,
     timings: Timings,
+    /// Bytes that the memory tiers may take.
+    tier_max: u64,
 }
 
 impl Sampler {
-    pub(crate) fn new(handles: &[ReactorHandle]) -> Self {
+    pub(crate) fn new(handles: &[ReactorHandle], config: &ServeConfig) -> Self {
         let reactors: Vec<_> = handles.iter().map(|handle| Arc::clone(handle.stats())).collect();
         let last_reactors = reactors.iter().map(|stats| stats.snapshot()).collect();
         Self {
@@ -63,6 +66,7 @@ impl Sampler {
             last_reactors,
             last_blocks: BTreeMap::new(),
             timings: Timings::default(),
+            tier_max: super::start::tiers(config).0,
         }
     }
 
@@ -106,7 +110,7 @@ impl Sampler {
     }
 
     fn node(&self, node: &Node, pictures: &[Picture], state: NodeState) -> NodeInfo {
-        let mut memory = MemoryStat::default();
+        let mut memory = MemoryStat { tier_max_bytes: self.tier_max, ..MemoryStat::default() };
         for picture in pictures {
             memory.hugepage_bytes += picture.pool.hugetlb as u64;
             memory.ordinary_bytes += picture.pool.ordinary as u64;
@@ -310,7 +314,7 @@ fn picture(service: &mut NodeService, now: Instant) -> Picture {
         volumes: service.volumes.len(),
         engines,
         engine_errors,
-        caches: service.devices.caches.iter_mut().map(|(n, unit)| (*n, device(unit))).collect(),
+        caches: service.devices.caches.iter_mut().map(|(n, unit)| (*n, cache(unit))).collect(),
         backings: service
             .devices
             .backings
@@ -329,6 +333,12 @@ fn picture(service: &mut NodeService, now: Instant) -> Picture {
     }
 }
 
+fn cache(unit: &mut Unit) -> DevicePicture {
+    let mut picture = device(unit);
+    picture.stat.unreserved = unit.device.unreserved();
+    picture
+}
+
 fn device(unit: &mut Unit) -> DevicePicture {
     let info = unit.device.info();
     let counters = unit.counters.clone();
@@ -338,6 +348,8 @@ fn device(unit: &mut Unit) -> DevicePicture {
         size: info.size,
         block_size: info.block_size,
         volatile_write_cache: info.volatile_write_cache,
+        buffered: !unit.device.is_direct(),
+        unreserved: 0,
         health: Health::Ok,
         cause: None,
         in_flight: u32::try_from(unit.in_flight()).unwrap_or(u32::MAX),

@@ -15,6 +15,7 @@ pub mod dir;
 pub mod host;
 pub mod load;
 pub mod model;
+pub mod mount;
 pub mod setup;
 
 pub use daemon::{Daemon, Refusal, forebay, forebay_armed, refused};
@@ -22,6 +23,7 @@ pub use dir::Dir;
 pub use host::{Host, HostOptions};
 pub use load::{Load, Plan};
 pub use model::Model;
+pub use mount::{Loop, Mount};
 pub use setup::{Setup, Volume};
 
 use std::sync::atomic::{AtomicU64, Ordering};
