@@ -43,7 +43,10 @@ impl<B: Buf> Engine<B> {
             let in_memory = vol.caching && self.tier.contains(key);
             let copy = match self.index.get(key) {
                 _ if !vol.caching => CopyAt::Backing,
-                Some(entry) if entry.flags.spare() & spare::BAD != 0 => CopyAt::Lost,
+                Some(entry) if entry.flags.spare() & spare::BAD != 0 => {
+                    // A clean one is not read any more.
+                    if entry.flags.dirty() { CopyAt::Lost } else { CopyAt::Backing }
+                }
                 // Of a failed device there is only what the memory tier has.
                 Some(entry) if failed && !in_memory => {
                     if entry.flags.dirty() {

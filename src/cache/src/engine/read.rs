@@ -259,7 +259,7 @@ impl<B: Buf> Engine<B> {
             Some(entry) if entry.slot != slot => {
                 self.read_run(cx, req, volume, Run { slot: Some(entry.slot), ..again });
             }
-            Some(entry) if entry.flags.dirty() => {
+            Some(entry) if entry.flags.dirty() && entry.flags.spare() & spare::WRITTEN == 0 => {
                 if tries.unwrap_or(TRIES_MAX) < TRIES_MAX && self.cache_failed.is_none() {
                     self.read_run(cx, req, volume, Run { slot: Some(slot), ..again });
                 } else {
@@ -270,9 +270,10 @@ impl<B: Buf> Engine<B> {
                     self.fail(req, BlockError::Unrecovered);
                 }
             }
-            Some(_) => {
-                // What cannot be read may be read later; what is wrong must not be served again.
-                if readable {
+            Some(entry) => {
+                // What cannot be read may be read later; what is wrong must not be served again. In
+                // write-through the backing device has it before it is clean.
+                if readable && !entry.flags.dirty() {
                     self.drop_bad(volume, block, slot);
                 }
                 self.set_origin(req, part, Origin::Miss);
@@ -299,7 +300,27 @@ impl<B: Buf> Engine<B> {
         }
     }
 
+    /// A clean block does not match its CRC: it is not read again. Its entry stays until a fill
+    /// replaces it, because the record is still on the device.
+    pub(super) fn drop_bad(&mut self, place: u16, block: u64, slot: u32) {
+        let Some(key) = self.vols.key(place, block) else { return };
+        let old = self
+            .index
+            .update_if_slot(key, slot, |flags| flags.with_spare(flags.spare() | spare::BAD));
+        self.tier.invalidate(key);
+        if old.is_some_and(|flags| flags.spare() & spare::BAD == 0)
+            && let Some(vol) = self.vols.get_mut(place)
+        {
+            vol.healed += 1;
+        }
+    }
+
     /// Dirty data is gone: said once, kept as an error until the block is written.
+    ///
+    /// Hits, destage, reclaim and scrub all give up a dirty block here and nowhere else. This is
+    /// where another journal's copy is to be asked for: what comes back under the record's volume
+    /// key, address and LSN is appended again to the reinsert log, as reclaim moves a block, and takes
+    /// the entry's place if that still is `slot`; only without any copy is the block lost.
     pub(super) fn block_lost(&mut self, volume: u16, block: u64, slot: u32) {
         let Some(key) = self.vols.key(volume, block) else { return };
         let old = self

@@ -165,6 +165,11 @@ pub struct VolumeStats {
     pub zero_ranges: u64,
     /// Dirty bytes that cannot be read back.
     pub lost_bytes: u64,
+    /// Of them, those that are wrong on a cache device that works.
+    pub damaged_bytes: u64,
+    /// Clean blocks whose copy in the cache was wrong since the volume was added: never served,
+    /// dropped, and read from the backing device.
+    pub healed: u64,
     /// Whether a drain is under way.
     pub draining: bool,
     /// Last committed number.
@@ -243,6 +248,8 @@ impl<B: Buf> Engine<B> {
             dirty_bytes: vol.dirty * BLOCK,
             zero_ranges: vol.ranges.len() as u64,
             lost_bytes: self.lost_blocks(vol) * BLOCK,
+            damaged_bytes: vol.lost_blocks * BLOCK,
+            healed: vol.healed,
             draining: vol.draining,
             committed: Lsn(vol.committed),
             last: Lsn(vol.next_lsn - 1),

@@ -15,7 +15,8 @@ use std::collections::VecDeque;
 pub(super) mod spare {
     /// Dirty, but the backing device took it and only its flush is missing.
     pub(in crate::engine) const WRITTEN: u8 = 1;
-    /// Dirty, and cannot be read back.
+    /// Dirty: cannot be read back. Clean: not to be read, the backing device has it; the entry stays as
+    /// the record is on the device until a fill replaces it.
     pub(in crate::engine) const BAD: u8 = 2;
 }
 
@@ -83,6 +84,8 @@ pub(super) struct Volume {
     /// Dirty blocks in the index.
     pub(super) dirty: u64,
     pub(super) lost_blocks: u64,
+    /// Clean blocks whose copy was wrong, dropped.
+    pub(super) healed: u64,
     pub(super) sequential: Sequential,
     pub(super) health: Health,
     /// Operations on the backing device.
