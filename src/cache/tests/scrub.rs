@@ -158,6 +158,26 @@ fn a_hit_heals_a_clean_block_and_counts_it_for_its_volume() {
     assert_eq!((stats(&w, 0).damaged_bytes, stats(&w, 1).damaged_bytes), (0, 0));
 }
 
+/// Begun again while a block that the one before dropped is being fetched.
+#[test]
+fn a_scrub_that_begins_again_ends_too() {
+    for steps in 0..60 {
+        let mut w = lazy(14, &[CacheMode::WriteBack]);
+        w.backing[0].latency = (3_000_000, 4_000_000);
+        w.write(0, 0, 16 * K);
+        w.drain(0);
+        rot(&mut w, 2);
+        w.engine.scrub(World::id(0), FAST).unwrap();
+        for _ in 0..steps {
+            w.step();
+        }
+        let report = scrub(&mut w, 0, FAST);
+        assert!(report.checked == 16 && report.repaired <= 1, "{steps}: {report:?}");
+        w.run_for(20_000_000);
+        assert_eq!((stats(&w, 0).healed, copy_of(&w, 0, 2)), (1, CopyAt::Clean));
+    }
+}
+
 /// What was dropped comes back even where the policy would not admit it: in a long stream.
 #[test]
 fn what_was_dropped_is_filled_again_by_a_sequential_read_too() {

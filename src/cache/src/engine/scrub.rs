@@ -283,6 +283,8 @@ impl<B: Buf> Engine<B> {
             self.scrub.owner = task.serial;
             self.scrub.footer_tries = 0;
             self.scrub.refetch.clear();
+            // One of the task before may be under way: it ends for itself.
+            self.scrub.refetching = false;
             self.scrub.reset();
         }
         self.refetch_next(cx);
