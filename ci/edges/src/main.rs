@@ -24,6 +24,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("forebay-control", &["forebay-io", "forebay-node", "forebay-reactor"]),
     ("forebay-bench", ABOVE),
     ("forebay", ABOVE),
+    // The simulator is around the core alone: never the shell.
+    (
+        "forebay-sim",
+        &["forebay-wire", "forebay-io", "forebay-nvmf", "forebay-cache", "forebay-node"],
+    ),
     ("edges", &[]),
     ("fuzz", ABOVE),
 ];

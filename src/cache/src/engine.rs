@@ -133,6 +133,7 @@ pub struct Engine<B: Buf> {
     footers: Vec<seal::Footer<B>>,
     /// Dirty blocks, over all volumes.
     dirty: u64,
+    plant: crate::plant::Plant,
     zero: Option<B>,
     stalled: VecDeque<Handle>,
     /// Requests to go on with.
@@ -231,6 +232,7 @@ impl<B: Buf> Engine<B> {
             },
             footers: Vec::new(),
             dirty,
+            plant: crate::plant::Plant::default(),
             zero: None,
             stalled: VecDeque::new(),
             wake: VecDeque::new(),
@@ -263,6 +265,12 @@ impl<B: Buf> Engine<B> {
             stop_flush: 0,
             stats: Counts::default(),
         }
+    }
+
+    /// Removes a rule on purpose, by its number in [`crate::plant::Bug`]; 0 for none.
+    #[cfg(feature = "planted-bugs")]
+    pub const fn plant(&mut self, bug: u16) {
+        self.plant = crate::plant::Plant::new(bug);
     }
 
     /// Changes the limits, live.

@@ -39,7 +39,7 @@ pub fn boot(cache: &mut Device, cut: Option<u64>) -> Boot {
     let Some(map) = opened.map(0) else { return Boot::Refused("no shard".to_owned()) };
     let slots = map.slots();
     let last = u32::try_from(slots - 1).unwrap_or(u32::MAX);
-    let index = match Index::new(slots, last, 7) {
+    let index = match Index::new(map.data_slots(), last, 7) {
         Ok(index) => index,
         Err(error) => return Boot::Refused(error.to_string()),
     };

@@ -204,9 +204,8 @@ fn finish(
     if let Some(what) = world.violation {
         return Err((format!("before any crash: {what}"), lines));
     }
-    explore(history).map_err(|bad| {
-        (format!("moment {} image {}: {}", bad.cut, bad.image, bad.what), lines)
-    })
+    explore(history)
+        .map_err(|bad| (format!("moment {} image {}: {}", bad.cut, bad.image, bad.what), lines))
 }
 
 /// Runs a longer workload of a seed and looks at its crash images: a small cache that is turned over,
@@ -236,7 +235,11 @@ pub fn long(
         ..Limits::default()
     };
     if rng.one_in(4) {
-        config.volumes.push(VolumeConfig { size: 40 * 4096, unit: 4096, mode: MODES[rng.index(4)] });
+        config.volumes.push(VolumeConfig {
+            size: 40 * 4096,
+            unit: 4096,
+            mode: MODES[rng.index(4)],
+        });
     }
     let mut world = World::new(config, lines);
     for _ in 0..rng.below(200) {

@@ -506,14 +506,12 @@ impl Device {
 
 /// Puts what overlaps of a later write into the data of an earlier one.
 pub fn overlay(earlier: &mut Rc<[u8]>, at: u64, offset: u64, data: &[u8]) {
-    let (low, high) =
-        (at.max(offset), (at + earlier.len() as u64).min(offset + data.len() as u64));
+    let (low, high) = (at.max(offset), (at + earlier.len() as u64).min(offset + data.len() as u64));
     if low < high {
         let place = |base: u64| usize::try_from(low - base).unwrap_or(0);
         let n = usize::try_from(high - low).unwrap_or(0);
         let mut patched = earlier.to_vec();
-        patched[place(at)..place(at) + n]
-            .copy_from_slice(&data[place(offset)..place(offset) + n]);
+        patched[place(at)..place(at) + n].copy_from_slice(&data[place(offset)..place(offset) + n]);
         *earlier = patched.into();
     }
 }

@@ -238,7 +238,8 @@ impl History {
         let exhaustive = total < 16 && (1usize << total) <= effort.per_cut / 2 + 1;
         // What matters most is tried first: the subsets, then torn ones, then a dead process.
         let subsets = if exhaustive { 1 << total } else { effort.per_cut / 2 };
-        let tears = if total == 0 { 0 } else { effort.per_cut.saturating_sub(subsets).min(4 * total) };
+        let tears =
+            if total == 0 { 0 } else { effort.per_cut.saturating_sub(subsets).min(4 * total) };
         let dies = usize::from(self.config.volatile && total > 0);
         for image in 0..subsets + tears + dies {
             let power = image < subsets + tears;
@@ -248,7 +249,8 @@ impl History {
                 let mut medium = replica.image(power);
                 for (offset, data) in replica.uncertain(power) {
                     let choice = if image < subsets {
-                        let there = if exhaustive { image >> bit & 1 == 1 } else { rng.below(2) == 1 };
+                        let there =
+                            if exhaustive { image >> bit & 1 == 1 } else { rng.below(2) == 1 };
                         u64::from(there)
                     } else {
                         rng.below(5)
@@ -278,9 +280,11 @@ impl History {
         config.seed = seed;
         (config.cache_latency, config.backing_latency) = ((1_000, 3_000), (1_000, 3_000));
         config.mail = 0;
-        let device = |n: usize, info| Device::with(info, media[n].clone(), Rng::new(seed, n as u64));
+        let device =
+            |n: usize, info| Device::with(info, media[n].clone(), Rng::new(seed, n as u64));
         let cache = device(0, config.cache_info());
-        let backing = (0..self.modes.len()).map(|n| device(n + 1, config.backing_info(n))).collect();
+        let backing =
+            (0..self.modes.len()).map(|n| device(n + 1, config.backing_info(n))).collect();
         let mut oracles = self.oracles.clone();
         for oracle in &mut oracles {
             oracle.crashed(power);

@@ -8,9 +8,8 @@ const RUNS_MAX: usize = 400;
 /// The steps of a failing seed that are enough for it to fail, and the report of that run.
 #[must_use]
 pub fn minimise(seed: u64, plant: u16) -> (Vec<usize>, Report) {
-    let with = |keep: &[usize]| {
-        run(seed, &Options { plant, lines: true, keep: Some(keep.to_vec()) })
-    };
+    let with =
+        |keep: &[usize]| run(seed, &Options { plant, lines: true, keep: Some(keep.to_vec()) });
     let mut best = run(seed, &Options { plant, lines: true, keep: None });
     let mut keep: Vec<usize> = (0..best.steps).collect();
     let (mut chunk, mut runs) = (keep.len().div_ceil(2), 0);

@@ -104,8 +104,7 @@ pub struct Oracle {
 
 /// Whether nothing can be seen of `c` by a read that begins at `start`.
 fn dead(all: &[Change], c: &Change, start: u64) -> bool {
-    c.end != OPEN
-        && all.iter().any(|o| o.certain && !o.hidden && o.start > c.end && o.end < start)
+    c.end != OPEN && all.iter().any(|o| o.certain && !o.hidden && o.start > c.end && o.end < start)
 }
 
 impl Oracle {

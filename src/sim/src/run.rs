@@ -210,7 +210,7 @@ fn finish(world: &mut World, weather: Weather) {
     world.line(|| "the end: all faults are over".to_owned());
     world.quiesce();
     world.check_all();
-    if world.violation.is_some() || world.cache_failed {
+    if world.violation.is_some() || world.cache_failed || world.over {
         return;
     }
     if matches!(weather, Weather::Rot | Weather::Liar) {
@@ -219,12 +219,15 @@ fn finish(world: &mut World, weather: Weather) {
         world.check_all();
     }
     for volume in 0..world.backing.len() {
-        if world.violation.is_none() && !matches!(weather, Weather::Liar) {
+        if world.violation.is_none() && !world.over && !matches!(weather, Weather::Liar) {
             world.check_places(volume);
         }
     }
+    if world.over {
+        return;
+    }
     world.check_backing();
-    if world.violation.is_none() {
+    if world.violation.is_none() && !world.over {
         world.restart();
     }
     if world.violation.is_none() && !world.over {
@@ -236,7 +239,7 @@ fn heal(world: &mut World) {
     for volume in 0..world.backing.len() {
         let size = world.config.volumes[volume].size;
         for offset in (0..size).step_by(32 << 10) {
-            if world.violation.is_some() {
+            if world.violation.is_some() || world.over {
                 return;
             }
             let len = (32 << 10).min(size - offset);

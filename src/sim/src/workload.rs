@@ -49,8 +49,7 @@ pub fn random_ask(volumes: &[(u64, u32)], rng: &mut Rng, most: u64) -> Ask {
 
 /// Asks for something random, sometimes lets time go on, and keeps at most sixteen under way.
 pub fn random_op(world: &mut World, rng: &mut Rng, most: u64) {
-    let volumes: Vec<(u64, u32)> =
-        world.config.volumes.iter().map(|v| (v.size, v.unit)).collect();
+    let volumes: Vec<(u64, u32)> = world.config.volumes.iter().map(|v| (v.size, v.unit)).collect();
     while world.under_way() > 16 && world.violation.is_none() {
         world.step();
     }

@@ -90,6 +90,8 @@ pub struct Counts {
     pub places: u64,
     /// Crashes.
     pub crashes: u64,
+    /// Runs with a cache device that loses writes, in which something then never ends. (Known.)
+    pub stuck: u64,
 }
 
 /// See the module's description.
@@ -743,6 +745,13 @@ impl World {
     }
 
     fn stuck(&mut self, what: &str) {
+        if self.tolerance.unbootable {
+            // A footer that was never written keeps the dirty data of its segment from being destaged.
+            self.over = true;
+            self.counts.stuck += 1;
+            self.asked.clear();
+            return;
+        }
         let now = Instant(self.now);
         let asked: Vec<Asked> = self.asked.values().take(4).cloned().collect();
         let volumes: Vec<_> =
@@ -754,7 +763,7 @@ impl World {
     /// Runs until no request is under way.
     pub fn quiesce(&mut self) {
         for _ in 0..400_000 {
-            if self.asked.is_empty() || self.violation.is_some() {
+            if self.asked.is_empty() || self.violation.is_some() || self.over {
                 return;
             }
             self.step();
@@ -766,7 +775,7 @@ impl World {
     pub fn ask_and_wait(&mut self, ask: Ask) {
         let tag = self.ask(ask);
         for _ in 0..400_000 {
-            if !self.asked.contains_key(&tag) || self.violation.is_some() {
+            if !self.asked.contains_key(&tag) || self.violation.is_some() || self.over {
                 return;
             }
             self.step();
@@ -809,7 +818,7 @@ impl World {
     /// A clean stop and a new start. Requests under way end first.
     pub fn restart(&mut self) {
         self.quiesce();
-        if self.violation.is_some() || self.cache_failed {
+        if self.violation.is_some() || self.cache_failed || self.over {
             return;
         }
         self.line(|| "stop".to_owned());
@@ -963,11 +972,11 @@ impl World {
     /// Destages all and checks that the backing devices hold it.
     pub fn check_backing(&mut self) {
         for volume in 0..self.backing.len() {
-            if self.violation.is_some() || self.cache_failed {
+            if self.violation.is_some() || self.cache_failed || self.over {
                 return;
             }
             self.drain_and_wait(volume);
-            if self.violation.is_some() {
+            if self.violation.is_some() || self.over {
                 return;
             }
             let data = self.backing[volume].bytes.bytes(0, self.config.volumes[volume].size);
@@ -984,7 +993,7 @@ impl World {
         for volume in 0..self.backing.len() {
             let size = self.config.volumes[volume].size;
             for offset in (0..size).step_by(64 << 10) {
-                if self.violation.is_some() {
+                if self.violation.is_some() || self.over {
                     return;
                 }
                 let len = (64 << 10).min(size - offset);

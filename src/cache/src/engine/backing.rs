@@ -12,6 +12,7 @@ use super::write::ZEROES_MAX;
 use super::{Cx, Engine};
 use crate::format::record::Kind;
 use crate::hazard::{Claim, ClaimId, Mode, Verdict};
+use crate::plant::Bug;
 use forebay_io::{BlockError, Buf, BufPool, DeviceError, Op, OpKind, Outcome, RequestOp};
 
 /// Bytes of one write of zeroes to a backing device without write-zeroes.
@@ -36,6 +37,7 @@ impl<B: Buf> Engine<B> {
                     self.stall(h, cx.now);
                     return;
                 }
+                Cached::Clean if self.plant.has(Bug::NoInvalidation) => {}
                 Cached::Clean => {
                     if let Some(req) = self.reqs.get_mut(h) {
                         req.stage = Stage::Journal;
@@ -172,6 +174,7 @@ impl<B: Buf> Engine<B> {
     ) {
         let Some(req) = self.reqs.get(h) else { return };
         let place = req.volume;
+        let result = if self.plant.has(Bug::HostErrorIgnored) { Ok(()) } else { result };
         match result {
             Ok(()) => {
                 let more = req.data.is_none() && req.zeroed > 0 && req.zeroed < req.len;

@@ -19,6 +19,7 @@ use crate::format::geometry::LogStream;
 use crate::format::record::{Kind, Record};
 use crate::format::segment_log::SegmentLog;
 use crate::hazard::ClaimId;
+use crate::plant::Bug;
 use forebay_io::{Buf, BufPool, Completion, DeviceError, Duration, Instant, Lsn, Op};
 use pace::Pace;
 
@@ -403,7 +404,7 @@ impl<B: Buf> Engine<B> {
         }
         self.destage.candidates.sort_unstable_by_key(|c| (c.place, c.block));
         let work = !self.destage.candidates.is_empty() || !self.destage.zeroes.is_empty();
-        self.destage.phase = if work && self.volatile {
+        self.destage.phase = if work && self.volatile && !self.plant.has(Bug::DestageUnflushed) {
             let ticket = self.flush_ticket();
             self.flush_pump(now);
             Phase::Durable(ticket)
@@ -449,7 +450,10 @@ impl<B: Buf> Engine<B> {
             let Some(vol) = self.vols.get(place) else { continue };
             let touched = self.destage.done.iter().any(|w| w.place == place)
                 || self.destage.done_zeroes.iter().any(|z| z.place == place);
-            if touched && vol.backing.volatile_write_cache {
+            if touched
+                && vol.backing.volatile_write_cache
+                && !self.plant.has(Bug::TrimBeforeFlush)
+            {
                 self.destage.flushes += 1;
                 self.backing_op(cx.now, place, What::DestageFlush { volume: place }, Op::flush(0));
             }

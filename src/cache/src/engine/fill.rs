@@ -13,6 +13,7 @@ use crate::format::record::{Kind, Record};
 use crate::hazard::{Claim, Mode};
 use crate::index::{Flags, Key};
 use crate::policy::{Admission, Room};
+use crate::plant::Bug;
 use forebay_io::{Buf, BufPool, Duration, Instant, Lsn, RequestOp};
 
 /// Fills known at once at most; further misses are served and forgotten.
@@ -77,6 +78,7 @@ impl<B: Buf> Engine<B> {
         // With a volatile cache hosts' writes may still be lost from the backing device: a copy here
         // must not outlive them. The flush is on its way.
         let lasting = !self.volatile
+            || self.plant.has(Bug::FillUnflushed)
             || !vol.backing.volatile_write_cache
             || (!vol.unflushed && vol.flushing == 0);
         let willing =

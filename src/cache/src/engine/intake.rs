@@ -5,6 +5,7 @@ use super::slab::Handle;
 use super::stats::BlockCounts;
 use super::types::{BLOCK, Event};
 use super::{Cx, Engine};
+use crate::plant::Bug;
 use forebay_io::{BlockError, Buf, BufPool, Instant, Outcome, Payload, Piece, Request, RequestOp};
 
 impl<B: Buf> Engine<B> {
@@ -166,6 +167,9 @@ impl<B: Buf> Engine<B> {
             }
             req.stage = Stage::Edges;
             // Its own part is done: others may wait for these blocks whom the edges wait for.
+            if self.plant.has(Bug::EdgesWait) {
+                return;
+            }
             let (claim, backing) = (req.claim.take(), req.backing.take());
             if let Some(id) = claim {
                 self.release_hold(id);

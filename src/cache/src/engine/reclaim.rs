@@ -17,6 +17,7 @@ use crate::format::segment_log::SegmentLog;
 use crate::index::{Entry, Key};
 use crate::policy;
 use forebay_io::crc::block_crc;
+use crate::plant::Bug;
 use forebay_io::{Buf, BufPool, Completion, DeviceError, Instant, Op};
 
 /// Blocks read to be appended again, at once.
@@ -124,6 +125,7 @@ impl<B: Buf> Engine<B> {
                 Phase::Load | Phase::Mark => {}
                 Phase::Copy => self.reclaim_copy(cx),
                 Phase::Settle(ordinal) => self.reclaim_settle(cx, ordinal),
+                Phase::Before(_) if self.plant.has(Bug::NoFreeMark) => self.reclaim_end(),
                 Phase::Before(ticket) if self.flush_passed(ticket) => self.mark(cx),
                 Phase::After(ticket) if self.flush_passed(ticket) => self.reclaim_end(),
                 Phase::Before(_) | Phase::After(_) => {}
@@ -270,7 +272,8 @@ impl<B: Buf> Engine<B> {
                     continue;
                 };
                 let dirty = entry.flags.dirty();
-                let stays = dirty || {
+                let drops = self.plant.has(Bug::ReclaimDropsDirty);
+                let stays = dirty && !drops || {
                     let flags = if self.tier.contains(key) {
                         entry.flags.with_freq(entry.flags.freq().max(1))
                     } else {
@@ -495,7 +498,8 @@ impl<B: Buf> Engine<B> {
             let freq = entry.flags.freq().saturating_sub(1);
             // That the backing device took it is noted of the old slot: in the new one it is destaged
             // again, or nobody would ever call it clean.
-            let spare = entry.flags.spare() & !spare::WRITTEN;
+            let kept = if self.plant.has(Bug::MovedWritten) { spare::WRITTEN } else { 0 };
+            let spare = entry.flags.spare() & (!spare::WRITTEN | kept);
             let flags = entry.flags.with_freq(freq).with_spare(spare);
             if self.index.insert(key, slot, flags).is_ok() {
                 let dirty = i32::from(flags.dirty());
@@ -514,7 +518,8 @@ impl<B: Buf> Engine<B> {
             return;
         }
         let seg = self.reclaim.seg;
-        if self.segs.get(seg).is_some_and(|s| s.dirty > 0) {
+        let drops = self.plant.has(Bug::ReclaimDropsDirty);
+        if self.segs.get(seg).is_some_and(|s| s.dirty > 0) && !drops {
             // What was in flight, or found no room, once more.
             if let Some(log) = self.reclaim.log.take() {
                 self.reclaim.keep.clear();

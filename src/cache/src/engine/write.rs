@@ -10,6 +10,7 @@ use crate::format::geometry::LogStream;
 use crate::format::record::{Kind, Record};
 use crate::hazard::{Claim, Mode, Verdict};
 use crate::index::Flags;
+use crate::plant::Bug;
 use forebay_io::{BlockError, Buf, BufPool, Lsn, Outcome, Payload, RequestOp, VolumeId};
 
 /// Blocks of one record at most.
@@ -165,7 +166,7 @@ impl<B: Buf> Engine<B> {
     ) -> bool {
         let Some(req) = self.reqs.get(h) else { return false };
         let (first, blocks) = req.blocks();
-        let mode = if exclusive { Mode::Exclusive } else { Mode::Shared };
+        let mode = if exclusive && !self.plant.has(Bug::SharedClaims) { Mode::Exclusive } else { Mode::Shared };
         let claim = Claim { volume: req.volume, first, blocks, mode, token: h.token() };
         let (id, granted) = match self.hold.claim(claim) {
             Verdict::Granted(id) => (Some(id), true),
@@ -422,7 +423,12 @@ impl<B: Buf> Engine<B> {
         let last = req.placed >= req.blocks().1;
         let Some(vol) = self.vols.get_mut(req.volume) else { return };
         vol.next_lsn += 1;
-        vol.pending.push_back(Pending { req: h, kind, block, blocks, slot, seg, last });
+        let pending = Pending { req: h, kind, block, blocks, slot, seg, last };
+        vol.pending.push_back(pending);
+        if self.plant.has(Bug::IndexBeforeDurable) {
+            let (place, lsn) = (req.volume, vol.next_lsn - 1);
+            self.apply(place, &pending, lsn);
+        }
     }
 
     /// Commits a volume's records up to a number, in their order: the index changes, and the
@@ -458,9 +464,12 @@ impl<B: Buf> Engine<B> {
             self.apply_range(place, kind, block, blocks, Lsn(lsn));
             return;
         }
-        self.kill_fills(place, block, blocks, false);
+        if !self.plant.has(Bug::FillOverNewer) {
+            self.kill_fills(place, block, blocks, false);
+        }
         if let Some(vol) = self.vols.get_mut(place)
             && !vol.ranges.is_empty()
+            && !self.plant.has(Bug::NoPunch)
         {
             // The map is unbounded itself; its bound is kept at admission.
             let _ = vol.ranges.punch(block, blocks, Lsn(lsn));
@@ -473,7 +482,9 @@ impl<B: Buf> Engine<B> {
     /// From now on this slot holds the current version of a block.
     pub(super) fn set_current(&mut self, place: u16, block: u64, slot: u32, flags: Flags) {
         let Some(key) = self.vols.key(place, block) else { return };
-        self.tier.invalidate(key);
+        if !self.plant.has(Bug::StaleTier) {
+            self.tier.invalidate(key);
+        }
         // A segment's slots are all in the index's capacity, so there is room for each.
         let Ok(old) = self.index.insert(key, slot, flags) else {
             self.stats.index_full += 1;
@@ -521,11 +532,11 @@ impl<B: Buf> Engine<B> {
             return;
         }
         req.committed = true;
-        let (through, durable) = (req.through, req.fua && self.volatile);
+        let (through, durable) = (req.through, req.fua && self.volatile && !self.plant.has(Bug::NoFua));
         if let Some(claim) = req.claim.take() {
             self.release_hold(claim);
         }
-        if through && !self.volatile {
+        if through && (!self.volatile || self.plant.has(Bug::ThroughUnflushed)) {
             self.backing_go(cx, h);
         } else if through || durable {
             // What the backing device gets is durable in the log first: after a power loss an older

@@ -390,7 +390,9 @@ pub fn timeless_mask(lsn: u64) -> u32 {
 }
 
 /// Checks the data of a record against its CRCs: from the first block that does not match to behind
-/// the last. `data` begins with the record's first block.
+/// the last. `data` begins with the record's first block. A block whose CRC was made with the
+/// complement of the key is whole: it is known to be lost, was appended again at reclaim, and matches
+/// at no hit.
 #[must_use]
 pub fn bad_blocks(
     record: &Record,
@@ -404,7 +406,10 @@ pub fn bad_blocks(
         let block = record.block + u64::from(index);
         let good = data
             .get(from..from + BLOCK)
-            .is_some_and(|data| block_crc(volume_key, block, record.lsn.0, data) == crc);
+            .is_some_and(|data| {
+                block_crc(volume_key, block, record.lsn.0, data) == crc
+                    || block_crc(!volume_key, block, record.lsn.0, data) == crc
+            });
         if !good {
             bad = Some(bad.map_or(index, |range| range.start)..index + 1);
         }

@@ -1,0 +1,56 @@
+//! What the simulator found in the engine, each by the history that showed it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use forebay_sim::bounded;
+use forebay_sim::images::{Effort, ImageCounts};
+use forebay_sim::run::{Options, run};
+
+fn images(workload: u64) {
+    let effort = Effort { per_cut: 12, stride: 1, interrupt: 10, drain: 10 };
+    let mut counts = ImageCounts::default();
+    let result = bounded::run(workload, 0, &effort, None, false, &mut counts);
+    assert!(counts.images > 10, "workload {workload} has images");
+    assert_eq!(result.map_err(|bad| bad.0), Ok(()), "workload {workload}");
+}
+
+fn seeds(list: &[u64]) {
+    for seed in list {
+        let report = run(*seed, &Options::default());
+        assert_eq!(report.violation, None, "forebay-sim --seed {seed}");
+    }
+}
+
+#[test]
+fn what_a_volatile_cache_may_lose_is_not_destaged() {
+    [28, 84, 308, 420].map(images);
+}
+
+#[test]
+fn write_through_with_a_volatile_cache_leaves_no_older_clean_copy() {
+    [21, 77, 189, 357, 413].map(images);
+}
+
+#[test]
+fn a_footer_leaves_nothing_out_for_a_version_that_is_not_durable() {
+    images(3668);
+}
+
+#[test]
+fn a_write_through_block_that_reclaim_moved_is_destaged_again() {
+    seeds(&[18, 74]);
+}
+
+#[test]
+fn what_a_backing_device_may_lose_is_not_kept_in_a_volatile_cache() {
+    seeds(&[53]);
+}
+
+#[test]
+fn a_write_zeroes_with_edges_waits_for_nobody_who_waits_for_them() {
+    seeds(&[126, 132, 148, 152, 177, 220]);
+}
+
+#[test]
+fn a_lost_block_that_reclaim_moved_stays_an_error_after_a_crash() {
+    seeds(&[102]);
+}
