@@ -205,6 +205,7 @@ impl Rig {
         );
         host.disconnect();
         daemon.stop();
+        support::conclude(self.load.counts.verified);
     }
 }
 

@@ -210,6 +210,16 @@ fn an_interrupted_format_can_be_repeated() {
         assert_eq!(again.text.contains(&old), steps == 0, "{failpoint}: {}", again.text);
         steps += 1;
     }
+    // Neither this nor any other build without the feature looks at the variable.
+    let ordinary = std::path::Path::new(env!("CARGO_BIN_EXE_forebay"));
+    let unmoved = forebay_armed(ordinary, "format-step:1", &["format", &uri, "--force", name]);
+    assert_eq!(unmoved.code, Some(0), "{}", unmoved.text);
+    let versions = [ordinary, &program]
+        .map(|daemon| forebay_armed(daemon, "ack-unsent:1", &["--version"]).text);
+    assert!(
+        !versions[0].contains("failpoint") && versions[1].contains("failpoint"),
+        "{versions:?}"
+    );
     assert!(steps > 4, "a format has several steps: {steps}");
     println!("kill: format: killed before each of its {steps} steps, repeated, the old cache gone");
 }

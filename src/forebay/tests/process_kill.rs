@@ -37,16 +37,16 @@ fn sample(daemon: &Daemon, load: &mut Load, host: &mut Host, seed: u64) -> f64 {
 fn twenty_kills_lose_nothing_and_stay_warm() {
     let seed = seed(2);
     let mut setup = Setup::new();
-    setup.cache_file("", 512 * MIB);
-    let backing = setup.backing_file("backing.img", 192 * MIB);
+    setup.cache_file("", 384 * MIB);
+    let backing = setup.backing_file("backing.img", 128 * MIB);
     let uri = format!("slow:uring:{}?read_us=2000&write_us=3000", backing.display());
     setup.volumes = vec![Volume::new("v", &uri)];
     let nqn = Setup::nqn("v");
 
-    let mut load = Load::new(seed, Plan::mixed(192 * MIB));
+    let mut load = Load::new(seed, Plan::mixed(128 * MIB));
     let mut daemon = Daemon::start(&setup);
     let mut host = Host::connect(setup.address(), &nqn, HostOptions::default());
-    load.run_for(&mut host, Duration::from_secs(3));
+    load.run_for(&mut host, Duration::from_secs(2));
     let (mut worst, mut slowest, mut dirty, mut kept) = (f64::MAX, Duration::ZERO, 0, 0);
     for kill in 0..KILLS {
         let sample_seed = seed ^ kill << 32;

@@ -350,3 +350,27 @@ fn a_block_device_behaves_as_its_model_and_is_exclusive() {
     let other = open(&format!("{uri}?size=8M"), &bench.context);
     assert!(other.is_err_and(|error| error.to_string().contains("not the 8388608")));
 }
+
+#[test]
+fn the_space_of_a_file_is_set_aside_once_and_holds_what_it_held() {
+    let (bench, scratch) = (Bench::new(), scratch());
+    std::fs::write(scratch.path(), vec![7; 8192]).unwrap();
+    File::options().write(true).open(scratch.path()).unwrap().set_len(4 << 20).unwrap();
+    let device = open(&format!("fault:slow:uring:{}?write_us=1", scratch.path()), &bench.context);
+    let device = device.unwrap();
+    assert!(device.is_direct() && device.unreserved() >= (4 << 20) - (64 << 10));
+    device.reserve().unwrap();
+    assert_eq!(device.unreserved(), 0);
+    device.reserve().unwrap();
+    let bytes = std::fs::read(scratch.path()).unwrap();
+    assert!(bytes.len() == 4 << 20 && bytes[..8192].iter().all(|byte| *byte == 7));
+    assert!(bytes[8192..].iter().all(|byte| *byte == 0));
+    drop(device);
+    // More than any file system has left: refused, and nothing is taken.
+    File::options().write(true).open(scratch.path()).unwrap().set_len(1 << 43).unwrap();
+    let device = open(&format!("uring:{}", scratch.path()), &bench.context).unwrap();
+    let before = device.unreserved();
+    let error = device.reserve().unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    assert_eq!(device.unreserved(), before);
+}

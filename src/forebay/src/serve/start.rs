@@ -397,8 +397,7 @@ pub(crate) fn format_device(device: &mut AnyDevice, pool: &SharedPool) -> Result
 
 fn recover_shard(device: &mut AnyDevice, opened: &Opened, pool: &SharedPool) -> Result<Recovered> {
     let failed = |error: String| ControlError::new(ErrorKind::Unsafe, error);
-    let (slots, blocks) =
-        opened.map(0).map_or((0, 0), |map| (map.slots(), map.data_slots()));
+    let (slots, blocks) = opened.map(0).map_or((0, 0), |map| (map.slots(), map.data_slots()));
     let last = u32::try_from(slots.saturating_sub(1)).unwrap_or(u32::MAX);
     let seed = u64::from_le_bytes(opened.header.cache.0[..8].try_into().unwrap_or([1; 8]));
     let index = Index::new(blocks, last, seed).map_err(|error| failed(error.to_string()))?;
@@ -432,4 +431,35 @@ pub(crate) fn random_uuid() -> Result<Uuid> {
         .and_then(|mut source| source.read_exact(&mut bytes))
         .map_err(|error| ControlError::failed(format!("no random numbers: {error}")))?;
     Ok(Uuid::from_random(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Tier, tiers};
+    use forebay_control::config::{CacheConfig, ServeConfig};
+    use forebay_control::value::ByteSize;
+
+    /// All tiers of a reactor together leave half of its memory to buffers, however many caches it has.
+    #[test]
+    fn tiers_leave_half_of_the_memory() {
+        let mut config = ServeConfig::quickstart(std::path::Path::new("/q"));
+        config.node.memory = Some(ByteSize(256 << 20));
+        let cache: CacheConfig = config.caches[0].clone();
+        for (caches, reactors, most) in [(1, 1, 128), (2, 1, 64), (2, 2, 64), (3, 2, 32)] {
+            config.caches = vec![cache.clone(); caches];
+            config.volumes[0].memory_tier = Some(ByteSize(1 << 30));
+            let tier = Tier::of(&config, 0, reactors);
+            assert_eq!((tier.bytes, tier.asked), (most << 20, Some(1 << 30)));
+            let complaint = tier.complaint().unwrap();
+            let needed = complaint.split("memory = ").nth(1).unwrap();
+            let needed: u64 = needed.split(' ').next().unwrap().parse().unwrap();
+            config.node.memory = Some(ByteSize(needed));
+            let enough = Tier::of(&config, 0, reactors);
+            assert_eq!((enough.bytes, enough.complaint()), (1 << 30, None));
+            config.node.memory = Some(ByteSize(256 << 20));
+        }
+        config.caches = vec![cache];
+        config.volumes[0].memory_tier = None;
+        assert_eq!(tiers(&config), (64 << 20, None));
+    }
 }

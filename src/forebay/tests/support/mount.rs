@@ -3,8 +3,10 @@
 use super::dir::Dir;
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// A mounted file system; unmounted when dropped.
 #[derive(Debug)]
@@ -51,6 +53,31 @@ impl Mount {
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Cuts an ext4 off from its disk as a loss of power would: what its journal did not have is gone,
+    /// and every operation from now on is an I/O error (EXT4_IOC_SHUTDOWN without flushing its log).
+    pub fn cut_off(&self) {
+        const SHUTDOWN: libc::Ioctl = 0x8004_587d;
+        static NO_LOG_FLUSH: u32 = 2;
+        let root = File::open(&self.path).unwrap();
+        // SAFETY: this request reads four bytes from the place it is given.
+        let done = unsafe { libc::ioctl(root.as_raw_fd(), SHUTDOWN, &raw const NO_LOG_FLUSH) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    }
+
+    /// Mounts the ext4 again, which replays its journal.
+    pub fn again(&self) {
+        let image = self.path.with_extension("ext4");
+        let run = |command: &mut Command| {
+            let out = command.output().unwrap();
+            out.status.success()
+        };
+        // The kernel closes the files of a process that was killed some time after it.
+        super::wait("the file system can be unmounted", Duration::from_secs(10), || {
+            run(Command::new("umount").arg(&self.path)).then_some(())
+        });
+        assert!(run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&self.path)));
     }
 
     /// A sparse file in it.
