@@ -57,6 +57,8 @@ pub(crate) const WORDS: &[&str] = &[
     "volume_delete",
     "volume_set_mode",
     "volume_drain",
+    "volume_scrub",
+    "\"rate\":\"1MiB\",",
     "volume_set",
     "volume_recover",
     "host_allow",
@@ -94,6 +96,9 @@ impl NodeControl for Refusing {
         refuse()
     }
     fn drain(&self, _: &str, _: JobHandle) -> Result<()> {
+        refuse()
+    }
+    fn scrub(&self, _: &str, _: u64, _: JobHandle) -> Result<()> {
         refuse()
     }
     fn update_volume(&self, _: &VolumeConfig) -> Result<()> {

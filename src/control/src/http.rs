@@ -252,6 +252,8 @@ fn volume_counters(text: &mut Text, volumes: &[VolumeStat]) {
     }
     let help = "Blocks of 4 KiB written by hosts.";
     text.family("volume_write_blocks_total", "counter", help, outcomes);
+    let healed = each(volumes, |v| v.healed);
+    text.family("volume_healed_total", "counter", "Wrong clean blocks, fetched again.", healed);
     let destaged = each(volumes, |v| v.destaged_bytes);
     text.family("volume_destaged_bytes_total", "counter", "Bytes destaged.", destaged);
 }
@@ -268,6 +270,8 @@ fn volume_gauges(text: &mut Text, volumes: &[VolumeStat]) {
     gauge("memory_tier_bytes", "Bytes of them in memory.", each(volumes, |v| v.memory_tier_bytes));
     gauge("size_bytes", "Size.", each(volumes, |v| v.size));
     gauge("lost_bytes", "Bytes whose only copy cannot be read.", each(volumes, |v| v.lost_bytes));
+    let damaged = each(volumes, |v| v.damaged_bytes);
+    gauge("damaged_bytes", "Of them, those wrong on a device that works.", damaged);
     let mode = |v: &VolumeStat| {
         let labels = [label("volume", &v.name), label("mode", v.mode.as_str())];
         (labels.join(","), "1".to_owned())

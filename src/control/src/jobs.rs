@@ -37,6 +37,13 @@ pub enum Work {
         /// Drop what is dirty instead of draining.
         discard_dirty: bool,
     },
+    /// Check what the cache has of it, and repair what can be.
+    Scrub {
+        /// Of this volume.
+        volume: String,
+        /// Bytes a second at most.
+        rate: u64,
+    },
     /// Read the caches at start. The node's own; not begun by a command.
     Recovery,
 }
@@ -49,6 +56,7 @@ impl Work {
             Self::Drain { .. } => "drain",
             Self::SetMode { .. } => "set-mode",
             Self::Delete { .. } => "delete",
+            Self::Scrub { .. } => "scrub",
             Self::Recovery => "recovery",
         }
     }
@@ -57,11 +65,19 @@ impl Work {
     #[must_use]
     pub fn volume(&self) -> Option<&str> {
         match self {
-            Self::Drain { volume } | Self::SetMode { volume, .. } | Self::Delete { volume, .. } => {
-                Some(volume)
-            }
+            Self::Drain { volume }
+            | Self::SetMode { volume, .. }
+            | Self::Delete { volume, .. }
+            | Self::Scrub { volume, .. } => Some(volume),
             Self::Recovery => None,
         }
+    }
+
+    /// Whether the two cannot be under way at once: both are of one volume. A scrub changes nothing
+    /// that others decide on and may take hours, so that only another scrub has to wait for it.
+    fn excludes(&self, other: &Self) -> bool {
+        let scrub = |work: &Self| matches!(work, Self::Scrub { .. });
+        self.volume().is_some() && self.volume() == other.volume() && scrub(self) == scrub(other)
     }
 }
 
@@ -77,6 +93,43 @@ pub enum JobState {
     Failed,
     /// Ended because somebody said so.
     Cancelled,
+}
+
+/// What a scrub found, in blocks of 4 KiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubReport {
+    /// Blocks that were looked at, good or not.
+    pub checked: u64,
+    /// Clean ones that were wrong: dropped, and fetched again from the backing store.
+    pub repaired: u64,
+    /// Dirty ones that are wrong: reads of them fail until they are written.
+    pub damaged: u64,
+    /// Dirty ones that the cache device did not give.
+    pub unreadable: u64,
+    /// Segments whose list of records is wrong: their blocks could not be checked.
+    pub unchecked_segments: u64,
+}
+
+impl ScrubReport {
+    /// Whether something is wrong that the scrub could not repair.
+    #[must_use]
+    pub const fn is_degraded(&self) -> bool {
+        self.damaged > 0 || self.unreadable > 0 || self.unchecked_segments > 0
+    }
+}
+
+impl core::fmt::Display for ScrubReport {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Self { checked, repaired, damaged, .. } = self;
+        write!(f, "{checked} blocks checked, {repaired} repaired, {damaged} damaged")?;
+        if self.unreadable > 0 {
+            write!(f, ", {} not readable now", self.unreadable)?;
+        }
+        if self.unchecked_segments > 0 {
+            write!(f, ", {} segments not checked", self.unchecked_segments)?;
+        }
+        Ok(())
+    }
 }
 
 /// A job as it is shown.
@@ -102,6 +155,9 @@ pub struct JobView {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// What it found, if it is a scrub: so far, or at its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub: Option<ScrubReport>,
     /// Seconds since it began, or that it took.
     pub elapsed_s: f64,
 }
@@ -115,6 +171,7 @@ struct Job {
     sampled: Option<(Instant, u64)>,
     stall: Option<String>,
     error: Option<String>,
+    scrub: Option<ScrubReport>,
     began: Instant,
     ended: Option<Instant>,
     cancel: Arc<AtomicBool>,
@@ -131,6 +188,7 @@ impl Job {
             sampled: None,
             stall: None,
             error: None,
+            scrub: None,
             began: Instant::now(),
             ended: None,
             cancel: Arc::new(AtomicBool::new(false)),
@@ -156,6 +214,7 @@ impl Job {
             eta_s,
             stall: self.stall.clone(),
             error: self.error.clone(),
+            scrub: self.scrub,
             elapsed_s: self
                 .ended
                 .map_or_else(|| self.began.elapsed(), |end| end - self.began)
@@ -260,7 +319,7 @@ impl JobTable {
         self.0.changed.notify_all();
     }
 
-    /// Begins a job. One job at a time may work on a volume.
+    /// Begins a job. One job at a time may work on a volume, and a scrub besides.
     ///
     /// # Errors
     /// Busy, where the volume has one that runs (its number is named) or there are too many.
@@ -284,7 +343,7 @@ impl JobTable {
             .remedy("wait for one, or cancel one: forebay job list"));
         }
         if let Some(volume) = work.volume()
-            && let Some((id, job)) = running().find(|(_, job)| job.work.volume() == Some(volume))
+            && let Some((id, job)) = running().find(|(_, job)| job.work.excludes(&work))
         {
             return Err(ControlError::new(
                 ErrorKind::Busy,
@@ -427,6 +486,13 @@ impl JobHandle {
             job.progress(left_bytes, stall);
         }
         self.table.0.changed.notify_all();
+    }
+
+    /// Reports what a scrub found so far.
+    pub fn scrubbed(&self, report: ScrubReport) {
+        if let Some(job) = self.table.0.lock().jobs.get_mut(&self.id) {
+            job.scrub = Some(report);
+        }
     }
 
     /// Ends it: well, as cancelled where that was asked and the result is an error, or with the

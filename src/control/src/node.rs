@@ -52,6 +52,14 @@ pub trait NodeControl: Send + Sync + 'static {
     /// No such volume.
     fn drain(&self, name: &str, job: JobHandle) -> Result<()>;
 
+    /// Reads what the cache has of the volume, at most `rate` bytes a second, checks it, and fetches
+    /// again what is wrong and clean. Damage that cannot be repaired is reported through the job,
+    /// which finishes well all the same.
+    ///
+    /// # Errors
+    /// No such volume, or its cache device has failed.
+    fn scrub(&self, name: &str, rate: u64, job: JobHandle) -> Result<()>;
+
     /// Takes over hosts, limits and memory tier; nothing else differs from what it runs with.
     ///
     /// # Errors

@@ -304,6 +304,14 @@ pub struct VolumeStat {
     pub destage_bytes_per_s: f64,
     /// Bytes whose only copy was in a cache that cannot be read.
     pub lost_bytes: u64,
+    /// Of them, those that are wrong on a cache device that works, in blocks of 4 KiB: reads of them
+    /// fail until they are written. `volume where` lists them.
+    #[serde(default)]
+    pub damaged_bytes: u64,
+    /// Clean blocks of 4 KiB whose copy in the cache was wrong, by CRC or address: dropped unseen, and
+    /// read from the backing store.
+    #[serde(default)]
+    pub healed: u64,
 }
 
 /// A host.

@@ -87,6 +87,7 @@ fn a_refusal_by_the_node_leaves_the_state_as_it_was() {
     check("create", &|| controller.create_volume(&volume).err().map(|e| e.kind));
     check("mode", &|| controller.set_mode("db", Mode::PassThrough).err().map(|e| e.kind));
     check("drain", &|| controller.drain("db").err().map(|e| e.kind));
+    check("scrub", &|| controller.scrub("db", 1 << 20).err().map(|e| e.kind));
     check("delete", &|| controller.delete_volume("db", false).err().map(|e| e.kind));
     check("allow", &|| controller.allow_host(B, None).err().map(|e| e.kind));
     check("deny", &|| controller.deny_host(A, Some("db")).err().map(|e| e.kind));
@@ -143,6 +144,34 @@ fn jobs_are_exclusive_cancellable_and_go_on_after_a_restart() {
     controller.apply(&file, true).unwrap();
     let fourth = controller.drain("db").unwrap();
     assert!(fourth > third, "a job's number is used once");
+}
+
+/// A scrub may take hours: it keeps nobody from a drain, a switch or a deletion, nor they it.
+#[test]
+fn only_another_scrub_waits_for_a_scrub() {
+    let dir = Dir::new("scrub");
+    let file = support::config(&dir.0);
+    let (node, controller) = start(&file);
+    node.hold.store(true, Ordering::Release);
+    let first = controller.scrub("db", 1 << 20).unwrap();
+    let busy = controller.scrub("db", 1 << 20).unwrap_err();
+    assert_eq!(busy.kind, ErrorKind::Busy);
+    assert!(busy.message.contains(&format!("job {first} (scrub)")), "{busy}");
+    let drain = controller.drain("db").unwrap();
+    assert!(controller.set_mode("db", Mode::PassThrough).unwrap_err().message.contains("drain"));
+    controller.jobs().cancel(drain).unwrap();
+    assert_eq!(done(&controller, drain), JobState::Cancelled);
+    // What was running when the node stopped begins again, at the same rate.
+    controller.stop();
+    controller.jobs().cancel(first).unwrap();
+    assert_eq!(done(&controller, first), JobState::Cancelled);
+    drop(controller);
+    let (_node, controller) = start(&file);
+    assert!(controller.resume().is_empty());
+    assert_eq!(done(&controller, first), JobState::Done);
+    let report = controller.jobs().get(first).unwrap().scrub.unwrap();
+    assert_eq!(report.checked, 1 << 20);
+    assert!(!report.is_degraded());
 }
 
 #[test]

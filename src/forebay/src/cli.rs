@@ -49,10 +49,12 @@ pub(crate) enum Command {
     /// Make, show, change and delete volumes
     #[command(subcommand)]
     Volume(Volume),
+    /// The same as `volume scrub`
+    Scrub(Scrub),
     /// Hosts that may connect
     #[command(subcommand)]
     Host(Host),
-    /// Long work: drains, mode switches, deletions, recovery
+    /// Long work: drains, mode switches, deletions, scrubs, recovery
     #[command(subcommand)]
     Job(Job),
     /// Live numbers, and what is wrong
@@ -156,6 +158,9 @@ pub(crate) enum Volume {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Check all that the cache has of a volume: wrong clean blocks are fetched again, wrong dirty ones
+    /// reported (exit code 3)
+    Scrub(Scrub),
     /// Which copy of a range is current, and where it is
     Where {
         /// The volume
@@ -181,6 +186,18 @@ pub(crate) enum Volume {
         #[command(flatten)]
         confirm: Confirm,
     },
+}
+
+/// `volume scrub` and `scrub`.
+#[derive(Args, Debug)]
+pub(crate) struct Scrub {
+    /// The volume
+    pub(crate) name: String,
+    /// Bytes a second at most; a quarter of that while hosts have requests [default: 64MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) rate: Option<ByteSize>,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
 }
 
 /// `volume create`.

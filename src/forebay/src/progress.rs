@@ -68,7 +68,16 @@ pub(crate) fn wait_for(
 fn verdict(job: &JobView) -> Result<()> {
     let what = named(job);
     match job.state {
-        JobState::Done | JobState::Running => Ok(()),
+        JobState::Done | JobState::Running => match &job.scrub {
+            Some(found) if found.is_degraded() => {
+                let volume = job.work.volume().unwrap_or_default();
+                let message = format!("{what}: {found}; this cannot be repaired from here");
+                Err(ControlError::new(ErrorKind::Degraded, message).remedy(format!(
+                    "forebay volume where {volume} --lba RANGE shows what is lost; writing it anew ends that"
+                )))
+            }
+            _ => Ok(()),
+        },
         JobState::Cancelled => Err(ControlError::failed(format!("{what} was cancelled"))),
         JobState::Failed => {
             let why = job.error.as_deref().unwrap_or("no cause is known");
@@ -86,7 +95,8 @@ pub(crate) fn named(job: &JobView) -> String {
 }
 
 fn ended(job: &JobView) -> String {
-    format!("{}: {:?} after {:.1} s", named(job), job.state, job.elapsed_s)
+    let found = job.scrub.map_or_else(String::new, |found| format!(", {found}"));
+    format!("{}: {:?} after {:.1} s{found}", named(job), job.state, job.elapsed_s)
 }
 
 fn new_bar() -> ProgressBar {
@@ -106,6 +116,13 @@ fn show(bar: &ProgressBar, job: &JobView) {
         bar.set_position(total.saturating_sub(left));
     }
     bar.set_message(speed(job));
+}
+
+/// The same, and what it found.
+pub(crate) fn doing(job: &JobView) -> String {
+    let found = job.scrub.map(|found| found.to_string());
+    let parts: Vec<String> = found.into_iter().chain([speed(job)]).collect();
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
 }
 
 /// Rate, time left and what stalls it, for people.

@@ -197,6 +197,7 @@ impl Controller {
             Work::Delete { volume, discard_dirty } => {
                 self.node.delete_volume(volume, *discard_dirty, job)
             }
+            Work::Scrub { volume, rate } => self.node.scrub(volume, *rate, job),
             Work::Recovery => Err(ControlError::failed("recovery is the node's own job")),
         }
     }

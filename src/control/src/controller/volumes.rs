@@ -92,6 +92,16 @@ impl Controller {
         self.begin(&mut inner, Work::Drain { volume: name.to_owned() }, |_| {})
     }
 
+    /// Scrubs what the cache has of a volume, at most `rate` bytes a second; the job's number.
+    ///
+    /// # Errors
+    /// No such volume, busy with another scrub, or see [`NodeControl::scrub`].
+    pub fn scrub(&self, name: &str, rate: u64) -> Result<u64> {
+        let mut inner = self.lock();
+        existing(inner.keeper.state(), name)?;
+        self.begin(&mut inner, Work::Scrub { volume: name.to_owned(), rate }, |_| {})
+    }
+
     /// Changes limits of a volume. Returns how it is configured then.
     ///
     /// # Errors

@@ -38,6 +38,7 @@ pub const METHODS: &[&str] = &[
     "volume_drain",
     "volume_list",
     "volume_recover",
+    "volume_scrub",
     "volume_set",
     "volume_set_mode",
     "volume_show",
@@ -48,6 +49,10 @@ pub const METHODS: &[&str] = &[
 pub const WAIT_S_MAX: u64 = 30;
 /// Most pieces in an answer of `volume_where`.
 pub const PIECES_MAX: u64 = 10_000;
+
+/// Bytes a second that a scrub reads unless told: 1 TiB of cache takes less than five hours, and the
+/// device has most of its time for hosts. (While they have requests it is a quarter of this.)
+const SCRUB_RATE: u64 = 64 << 20;
 
 /// Why a call is not answered with a result.
 #[derive(Debug)]
@@ -80,7 +85,9 @@ pub(super) fn call(controller: &Controller, method: &str, params: Map<String, Va
             }))
         }
         "volume_show" | "volume_create" | "volume_delete" | "volume_set_mode" | "volume_drain"
-        | "volume_set" | "volume_where" | "volume_recover" => volume(controller, method, params),
+        | "volume_set" | "volume_where" | "volume_recover" | "volume_scrub" => {
+            volume(controller, method, params)
+        }
         "host_allow" | "host_deny" | "host_list" => host(controller, method, params),
         "job_list" | "job_wait" | "job_cancel" => job(controller, method, params),
         "config_plan" | "config_diff" | "config_apply" | "config_export" => {
@@ -188,6 +195,13 @@ fn volume(controller: &Controller, method: &str, params: Map<String, Value>) -> 
             began(controller.set_mode(&name, mode)?)
         }
         "volume_drain" => began(controller.drain(&read(params, name)?)?),
+        "volume_scrub" => {
+            let (name, rate) = read(params, |fields| {
+                let rate = fields.size("rate").map_or(SCRUB_RATE, |rate| rate.0);
+                Some((name(fields)?, rate))
+            })?;
+            began(controller.scrub(&name, rate)?)
+        }
         "volume_set" => {
             let (name, change) = read(params, |fields| {
                 let change = VolumeChange {

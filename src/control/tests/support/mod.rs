@@ -5,7 +5,7 @@
 
 use forebay_control::controller::Prepared;
 use forebay_control::error::Result;
-use forebay_control::jobs::JobHandle;
+use forebay_control::jobs::{JobHandle, ScrubReport};
 use forebay_control::node::{Copy, DeviceFault, LbaRange, Located, LostCache, NodeControl};
 use forebay_control::rpc::Server;
 use forebay_control::stat::*;
@@ -112,6 +112,8 @@ fn new_stat(volume: &VolumeConfig, prefix: &str, number: usize) -> VolumeStat {
         destaged_bytes: 0,
         destage_bytes_per_s: 0.0,
         lost_bytes: 0,
+        damaged_bytes: 0,
+        healed: 0,
     }
 }
 
@@ -213,6 +215,15 @@ impl NodeControl for Handle {
     fn drain(&self, name: &str, job: JobHandle) -> Result<()> {
         self.change()?;
         self.known(name)?;
+        Arc::clone(&self.0).later(job, |_| {});
+        Ok(())
+    }
+
+    fn scrub(&self, name: &str, rate: u64, job: JobHandle) -> Result<()> {
+        self.change()?;
+        self.known(name)?;
+        // So that a test sees what was asked for.
+        job.scrubbed(ScrubReport { checked: rate, ..ScrubReport::default() });
         Arc::clone(&self.0).later(job, |_| {});
         Ok(())
     }

@@ -28,6 +28,8 @@ fn the_documented_commands_parse() {
         "forebay volume set-mode v pass-through --timeout 30s",
         "forebay volume drain v --no-wait",
         "forebay volume where v --lba 0-7",
+        "forebay volume scrub v --rate 128MiB --no-wait",
+        "forebay scrub v --timeout 1m",
         "forebay volume set v --cache-min 1G --cache-max 8G",
         "forebay volume recover v --lost-cache",
         "forebay host allow nqn.2014-08.org.nvmexpress:uuid:1",

@@ -48,7 +48,7 @@ fn table(jobs: &[JobView]) -> String {
             format!("{:?}", job.state).to_lowercase(),
             size(job.left_bytes),
             size(job.total_bytes),
-            job.error.clone().unwrap_or_else(|| progress::speed(job)),
+            job.error.clone().unwrap_or_else(|| progress::doing(job)),
         ]
     });
     let head = ["JOB", "KIND", "VOLUME", "STATE", "LEFT", "OF", ""];

@@ -52,6 +52,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Doctor(args) => crate::doctor::run(&context, &args),
         Command::Format(args) => format::run(&context, &args).map(done),
         Command::Volume(args) => volume::run(&context, args).map(done),
+        Command::Scrub(args) => volume::scrub(&context, &args).map(done),
         Command::Host(args) => host::run(&context, &args).map(done),
         Command::Job(args) => job::run(&context, &args).map(done),
         Command::Stat(args) => stat::run(&context, &args),

@@ -1,7 +1,7 @@
 //! `volume`: make, show, change, drain, delete.
 
 use super::{Context, confirm};
-use crate::cli::{Limits, Volume, VolumeCreate};
+use crate::cli::{Limits, Scrub, Volume, VolumeCreate};
 use crate::{output, progress};
 use forebay_control::VolumeConfig;
 use forebay_control::error::{ControlError, ErrorKind, Result};
@@ -94,6 +94,7 @@ pub(super) fn run(context: &Context, args: Volume) -> Result<()> {
             let began: Began = client.get("volume_drain", json!({ "name": name }))?;
             progress::follow(&mut client, format, began.job, &wait)
         }
+        Volume::Scrub(args) => scrub(context, &args),
         Volume::Where { name, lba: (lba, blocks) } => locate(context, &name, lba, blocks),
         Volume::Set { name, limits } => {
             let mut params = limit_params(&limits.limits);
@@ -103,6 +104,17 @@ pub(super) fn run(context: &Context, args: Volume) -> Result<()> {
         }
         Volume::Recover { name, lost_cache: _, confirm: yes } => recover(context, &name, yes.yes),
     }
+}
+
+/// `volume scrub` and `scrub`.
+pub(super) fn scrub(context: &Context, args: &Scrub) -> Result<()> {
+    let mut client = context.client()?;
+    let mut params = json!({ "name": args.name });
+    if let Some(rate) = args.rate {
+        params["rate"] = json!(rate.0);
+    }
+    let began: Began = client.get("volume_scrub", params)?;
+    progress::follow(&mut client, context.format, began.job, &args.wait)
 }
 
 /// Whether the volume whose dirty data is dropped was named twice alike; `--yes` is not enough here.
@@ -244,6 +256,18 @@ fn details(shown: &Shown) -> String {
             "hit ratio",
             v.hit_ratio.map_or_else(|| "-".to_owned(), |r| format!("{:.1} %", r * 100.0)),
         );
+        if v.healed > 0 {
+            add("healed", format!("{} clean blocks that were wrong in the cache", v.healed));
+        }
+        if v.damaged_bytes > 0 {
+            add(
+                "DAMAGED",
+                format!(
+                    "{} are wrong in the cache and nowhere else: forebay volume where",
+                    output::bytes(v.damaged_bytes)
+                ),
+            );
+        }
         if v.lost_bytes > 0 {
             add("LOST", format!("{} whose only copy cannot be read", output::bytes(v.lost_bytes)));
         }

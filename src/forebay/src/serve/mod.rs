@@ -5,7 +5,7 @@
 //! | `start` | reactors, cache devices, recovery |
 //! | `service` | what runs on a reactor |
 //! | `net`, `devices`, `shard`, `volumes` | its parts |
-//! | `node` | the control plane's way to the reactors; `registry`, `attach`, `publish`, `follow`, `delete`, `backing`, `limits`, `faults` are its parts |
+//! | `node` | the control plane's way to the reactors; `registry`, `attach`, `publish`, `follow`, `delete`, `scrub`, `backing`, `limits`, `faults` are its parts |
 //! | `stat`, `live` | what is shown |
 //! | `failpoints` | where a daemon built for tests ends itself |
 
@@ -26,6 +26,7 @@ mod net;
 mod node;
 mod publish;
 mod registry;
+mod scrub;
 mod service;
 mod shard;
 mod signals;

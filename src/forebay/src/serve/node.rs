@@ -319,6 +319,10 @@ impl NodeControl for Handle {
         Ok(())
     }
 
+    fn scrub(&self, name: &str, rate: u64, job: JobHandle) -> Result<()> {
+        self.0.scrub(name, rate, job)
+    }
+
     fn update_volume(&self, volume: &VolumeConfig) -> Result<()> {
         let mut inner = self.0.lock();
         let hosts = access(volume, &inner.hosts, self.0.config.security.any_host_from_loopback)?;

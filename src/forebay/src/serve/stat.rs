@@ -226,6 +226,8 @@ impl Sampler {
             destaged_bytes: inside.destaged_bytes,
             destage_bytes_per_s: 0.0,
             lost_bytes: inside.lost_bytes,
+            damaged_bytes: inside.damaged_bytes,
+            healed: inside.healed,
         }))
     }
 
@@ -292,6 +294,8 @@ fn down(node: &Node, aside: &Down, key: &VolumeKey) -> VolumeStat {
         destaged_bytes: 0,
         destage_bytes_per_s: 0.0,
         lost_bytes: 0,
+        damaged_bytes: 0,
+        healed: 0,
     }
 }
 

@@ -2,9 +2,10 @@
 
 use forebay_cache::engine::{CacheMode, Event};
 use forebay_io::{DeviceError, VolumeId};
+use std::time::{Duration, Instant};
 
-/// Lost ranges that are remembered of a volume.
-const LOST_MAX: usize = 10_000;
+/// How often damage of one volume is logged at most.
+const DAMAGE_EVERY: Duration = Duration::from_secs(1);
 
 /// One volume on this reactor.
 #[derive(Clone, Debug)]
@@ -18,9 +19,31 @@ pub(crate) struct LocalVolume {
     /// How many drains have ended.
     pub(crate) drains: u64,
     pub(crate) backing_error: Option<DeviceError>,
-    /// Cache blocks whose only copy cannot be read: first, count.
-    pub(crate) lost: Vec<(u64, u64)>,
-    pub(crate) lost_blocks: u64,
+    /// When damage was logged last, and how many damaged blocks were not since.
+    damage_said: Option<Instant>,
+    damage_unsaid: u64,
+}
+
+impl LocalVolume {
+    /// Dirty blocks cannot be read back: said at once, but of many only some. `volume where` has all.
+    /// Returns whether it was said.
+    fn damaged(&mut self, (block, blocks): (u64, u64), now: Instant) -> bool {
+        if self.damage_said.is_some_and(|at| now.duration_since(at) < DAMAGE_EVERY) {
+            self.damage_unsaid += blocks;
+            return false;
+        }
+        let others = core::mem::take(&mut self.damage_unsaid);
+        self.damage_said = Some(now);
+        let (first_byte, bytes) = (block * 4096, blocks * 4096);
+        tracing::error!(
+            volume = self.name,
+            first_byte,
+            bytes,
+            unlogged_blocks = others,
+            "dirty data is damaged and there is no other copy: reads of it fail until it is written"
+        );
+        true
+    }
 }
 
 /// The volumes of a reactor.
@@ -44,8 +67,8 @@ impl LocalVolumes {
             mode,
             drains: 0,
             backing_error: None,
-            lost: Vec::new(),
-            lost_blocks: 0,
+            damage_said: None,
+            damage_unsaid: 0,
         });
     }
 
@@ -103,11 +126,7 @@ impl LocalVolumes {
                 v.backing_error = None;
             }),
             Event::DirtyLost { volume, block, blocks } => self.change(volume, |v| {
-                tracing::error!(volume = v.name, block, blocks, "dirty data cannot be read back");
-                v.lost_blocks += blocks;
-                if v.lost.len() < LOST_MAX {
-                    v.lost.push((block, blocks));
-                }
+                v.damaged((block, blocks), Instant::now());
             }),
             // The shard keeps these to itself, and the service counts the last.
             Event::Persisted { .. } | Event::Done { .. } | Event::Stopped | Event::WantsExtent => {}
@@ -118,5 +137,23 @@ impl LocalVolumes {
         if let Some(volume) = self.all.iter_mut().find(|volume| volume.id == id) {
             change(volume);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_is_said_at_once_and_then_once_a_second() {
+        let mut all = LocalVolumes::default();
+        all.add(VolumeId(1), "v", 0, CacheMode::WriteBack);
+        let volume = &mut all.all[0];
+        let began = Instant::now();
+        let after = |ms| began + Duration::from_millis(ms);
+        let said: Vec<bool> = (0..25).map(|n| volume.damaged((n, 1), after(n * 100))).collect();
+        assert_eq!(said.iter().filter(|said| **said).count(), 3);
+        assert!(said[0] && said[10] && said[20]);
+        assert_eq!(volume.damage_unsaid, 4);
     }
 }
