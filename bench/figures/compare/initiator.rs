@@ -3,6 +3,7 @@
 use super::config::{Comparison, Work};
 use super::peer::Peer;
 use crate::Result;
+use core::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -30,6 +31,8 @@ pub(crate) struct Initiator {
     core: usize,
     seconds: u32,
     namespace_mib: u64,
+    /// Of the next run: with one seed for all, a later run would read what an earlier one fetched.
+    seed: Cell<u64>,
 }
 
 impl Initiator {
@@ -41,6 +44,7 @@ impl Initiator {
             core: comparison.load_core,
             seconds: comparison.seconds,
             namespace_mib: comparison.namespace_mib,
+            seed: Cell::new(1),
         }
     }
 
@@ -81,7 +85,10 @@ impl Initiator {
 
     fn forebay(&self, peer: &Peer, args: &[&str], work: &Work) -> Result<serde_json::Value> {
         let mut command = self.on_core(&self.forebay);
-        command.args(["bench", peer.uri(), "-o", "json", "--yes"]).args(args);
+        let seed = self.seed.get();
+        self.seed.set(seed + 1);
+        command.args(["bench", peer.uri(), "-o", "json", "--yes", "--seed", &seed.to_string()]);
+        command.args(args);
         command.args(["--block-size", &work.block_size.to_string()]);
         let text = output(&mut command)?;
         let value: serde_json::Value = text

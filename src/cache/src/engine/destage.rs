@@ -440,6 +440,7 @@ impl<B: Buf> Engine<B> {
                 }
             }
         }
+        self.destage.pace.round_ran(cx.now);
         self.destage.phase = Phase::Flush;
         self.round_flush(cx);
     }
@@ -595,7 +596,6 @@ impl<B: Buf> Engine<B> {
             }
         }
         self.destage.phase = Phase::Idle;
-        self.destage.pace.round_ends(cx.now);
         if self.dirty == 0 {
             self.destage.urgent = false;
         }

@@ -50,8 +50,8 @@ impl<B: Buf> Engine<B> {
         if extent.count == 0 {
             return Err(ControlError::Invalid("an extent has at least one segment"));
         }
-        let slots = u64::from(extent.count) * u64::from(self.map.geometry().segment_slots());
-        let (slots, capacity) = (self.map.slots() + slots, self.index.capacity() as u64);
+        let slots = u64::from(extent.count) * u64::from(self.map.geometry().data_slots());
+        let (slots, capacity) = (self.map.data_slots() + slots, self.index.capacity() as u64);
         if slots > capacity {
             return Err(ControlError::IndexTooSmall { slots, capacity });
         }

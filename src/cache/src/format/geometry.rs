@@ -137,6 +137,12 @@ impl ShardMap {
         self.segments as u64 * self.geometry.segment_slots as u64
     }
 
+    /// Slots that can hold a batch: the index needs no room for footers and marks.
+    #[must_use]
+    pub const fn data_slots(&self) -> u64 {
+        self.segments as u64 * self.geometry.data_slots() as u64
+    }
+
     /// The device's number of one of the shard's segments; `None` past the end.
     #[must_use]
     pub fn device_segment(&self, segment: u32) -> Option<u32> {

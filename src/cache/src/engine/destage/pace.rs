@@ -9,9 +9,10 @@ const WINDOW_MAX: usize = 32;
 /// Sealed segments of one round at most.
 const SEGMENTS_MAX: usize = 4;
 /// What a round cleans becomes clean at its end, all at once: hosts that wait for room wait for a
-/// round, so it should be short.
-const ROUND_LONG: Duration = Duration::from_millis(50);
-const ROUND_SHORT: Duration = Duration::from_millis(20);
+/// round, so its writes should not take long. Its flush is left out: a slow one is a reason to write
+/// more before it, not less.
+const RUN_LONG: Duration = Duration::from_millis(50);
+const RUN_SHORT: Duration = Duration::from_millis(20);
 
 /// The pace of destage.
 #[derive(Debug)]
@@ -50,11 +51,12 @@ impl Pace {
         self.began = now;
     }
 
-    pub(super) fn round_ends(&mut self, now: Instant) {
+    /// The writes of a round are done.
+    pub(super) fn round_ran(&mut self, now: Instant) {
         let took = now.since(self.began);
-        if took > ROUND_LONG {
+        if took > RUN_LONG {
             self.segments = 1;
-        } else if took < ROUND_SHORT {
+        } else if took < RUN_SHORT {
             self.segments = (self.segments + 1).min(SEGMENTS_MAX);
         }
     }
@@ -97,7 +99,7 @@ mod tests {
         let mut pace = Pace::new();
         let mut round = |millis| {
             pace.round_begins(Instant(5));
-            pace.round_ends(Instant(5) + Duration::from_millis(millis));
+            pace.round_ran(Instant(5) + Duration::from_millis(millis));
             pace.segments()
         };
         assert_eq!([round(1), round(1), round(1), round(1)], [2, 3, 4, 4]);

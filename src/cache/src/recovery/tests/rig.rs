@@ -104,8 +104,9 @@ pub(super) fn recover(disk: &mut Disk) -> Result<Recovered, RecoveryError> {
 
 pub(super) fn recover_with(disk: &mut Disk, read_only: bool) -> Result<Recovered, RecoveryError> {
     let opened = open(disk).unwrap();
-    let slots = opened.map(0).unwrap().slots();
-    let index = Index::new(slots, u32::try_from(slots - 1).unwrap(), 7).unwrap();
+    let map = opened.map(0).unwrap();
+    let last = u32::try_from(map.slots() - 1).unwrap();
+    let index = Index::new(map.data_slots(), last, 7).unwrap();
     let mut recovery = Recovery::new(&opened, 0, index, read_only)?;
     let mut flying = Vec::new();
     while !recovery.is_done() {
