@@ -152,6 +152,7 @@ fn a_hit_heals_a_clean_block_and_counts_it_for_its_volume() {
     assert_eq!((stats(&w, 0).healed, stats(&w, 1).healed), (0, 2));
     w.read(0, 0, 8 * K);
     assert_eq!((stats(&w, 0).healed, misses(&w, 0)), (1, 1));
+    assert_eq!(copy_of(&w, 0, 2), CopyAt::Backing, "dropped, not lost");
     w.run_for(20_000_000);
     w.read(0, 0, 8 * K);
     assert_eq!((stats(&w, 0).healed, misses(&w, 0)), (1, 1), "it is there again");

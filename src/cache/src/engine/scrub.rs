@@ -42,7 +42,7 @@ const RATE_MIN: u64 = 256 << 10;
 /// What a scrub found so far, in cache blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ScrubReport {
-    /// Looked at, good or not.
+    /// Looked at, good or not. What is fetched or moved into a segment still ahead counts again.
     pub checked: u64,
     /// Clean and wrong, or not to be read: dropped, and fetched again from the backing device.
     pub repaired: u64,
