@@ -73,6 +73,9 @@ pub struct Tolerance {
     pub lost: bool,
     /// Devices fail: requests may be refused.
     pub refused: bool,
+    /// Dirty data is lost, and what waits until it is clean never ends: a gap of the engine that is
+    /// known, counted apart, and ends the run.
+    pub stuck: bool,
     /// The cache device may be refused at a start, which ends the run.
     pub unbootable: bool,
 }
@@ -90,7 +93,7 @@ pub struct Counts {
     pub places: u64,
     /// Crashes.
     pub crashes: u64,
-    /// Runs with a cache device that loses writes, in which something then never ends. (Known.)
+    /// Runs that lost blocks kept from ending.
     pub stuck: u64,
 }
 
@@ -139,8 +142,11 @@ pub struct World {
     pub hash: u64,
     most_live: u64,
     /// A read of the checkers' own, and its end.
-    raw: Option<(u64, Option<(Outcome, Vec<u8>)>)>,
+    raw: Option<(u64, Option<RawEnd>)>,
 }
+
+/// How a read of the checkers' own ended, and its data.
+type RawEnd = (Outcome, Vec<u8>);
 
 /// The bytes of read data.
 fn gather(pieces: &[Piece<SimBuf>]) -> Vec<u8> {
@@ -701,7 +707,7 @@ impl World {
         }
         let allowed = match error {
             BlockError::Unrecovered => self.tolerance.lost,
-            BlockError::NotReady => self.tolerance.refused,
+            BlockError::NotReady | BlockError::CapacityExceeded => self.tolerance.refused,
             _ => false,
         };
         if !allowed {
@@ -745,8 +751,9 @@ impl World {
     }
 
     fn stuck(&mut self, what: &str) {
-        if self.tolerance.unbootable {
-            // A footer that was never written keeps the dirty data of its segment from being destaged.
+        if self.tolerance.stuck {
+            // Lost blocks, and those of a segment whose footer is gone, count as dirty until they are
+            // written through the log: drains, switches and bypassing writes wait for them.
             self.over = true;
             self.counts.stuck += 1;
             self.asked.clear();

@@ -22,12 +22,12 @@ fn seeds(list: &[u64]) {
 
 #[test]
 fn what_a_volatile_cache_may_lose_is_not_destaged() {
-    [28, 84, 308, 420].map(images);
+    [28, 84, 308, 420].into_iter().for_each(images);
 }
 
 #[test]
 fn write_through_with_a_volatile_cache_leaves_no_older_clean_copy() {
-    [21, 77, 189, 357, 413].map(images);
+    [21, 77, 189, 357, 413].into_iter().for_each(images);
 }
 
 #[test]
