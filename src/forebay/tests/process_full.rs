@@ -115,8 +115,8 @@ fn a_failing_backing_block_device_loses_nothing() {
     }
 }
 
-/// A write that has to go to a full backing store is never acknowledged: it fails after the host's
-/// tries, and the host's next one succeeds when there is room. What was acknowledged stays.
+/// A write that has to go to a full backing store is not acknowledged: it fails with the status that
+/// says so, and a later one succeeds when there is room. What was acknowledged stays.
 #[test]
 fn writes_past_the_cache_are_not_acknowledged_without_room() {
     let mut setup = Setup::new();
@@ -141,6 +141,9 @@ fn writes_past_the_cache_are_not_acknowledged_without_room() {
     let stat = daemon.stat();
     let cause = stat.complaints().join("; ");
     assert!(cause.contains("no space left"), "stat says what is wrong: {cause}");
+    // At once, as Capacity Exceeded: a status that asks for another try would keep hosts at it.
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors.keys().all(|(kind, what)| *kind == "write" && what.contains("no space left")));
     let verified = load.verify_range(&mut host, 0..256 * 16);
     load.assert_no_errors();
     mount.clear();

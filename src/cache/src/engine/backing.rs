@@ -211,8 +211,11 @@ impl<B: Buf> Engine<B> {
                 req.release = at;
             }
         } else {
+            // Another try of the host's finds no room either, until somebody makes some.
+            let full = matches!(vol.health.failing, Some((_, DeviceError::NoSpace)));
+            let error = if full { BlockError::CapacityExceeded } else { BlockError::NotReady };
             self.bypass_over(h, true);
-            self.finish(h, Outcome::Failed(BlockError::NotReady));
+            self.finish(h, Outcome::Failed(error));
         }
     }
 
