@@ -4,6 +4,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::panic,
     reason = "a test, whose helpers are not marked as such"
 )]
 
@@ -48,8 +49,9 @@ fn lost(daemon: &Daemon) -> BTreeSet<u64> {
 /// Runs a scrub by the command line; its exit code and what it found.
 fn scrub(daemon: &Daemon, command: &[&str]) -> (Option<i32>, ScrubReport, String) {
     let ended = daemon.command(&[command, &["--rate", "2GiB"]].concat());
-    let jobs = ended.text.lines().filter_map(|line| serde_json::from_str::<JobView>(line).ok());
-    let last = jobs.last().unwrap_or_else(|| panic!("no job in {}", ended.text));
+    let mut lines = ended.text.lines().rev();
+    let last = lines.find_map(|line| serde_json::from_str::<JobView>(line).ok());
+    let last = last.unwrap_or_else(|| panic!("no job in {}", ended.text));
     assert_eq!((last.state, last.left_bytes), (JobState::Done, Some(0)), "{}", ended.text);
     (ended.code, last.scrub.expect("a scrub says what it found"), ended.text)
 }
