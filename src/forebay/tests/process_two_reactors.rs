@@ -128,4 +128,5 @@ fn volumes_on_two_reactors_and_a_group_across_them() {
         sum(|load| load.counts.verified),
         sum(|load| load.plan.units * load.plan.unit as u64),
     );
+    support::conclude(sum(|load| load.counts.verified));
 }

@@ -35,8 +35,8 @@ pub static RANDOM_KILLS: AtomicU64 = AtomicU64::new(0);
 /// Daemons that ended at the failpoint they were armed with.
 pub static FAILPOINT_KILLS: AtomicU64 = AtomicU64::new(0);
 
-/// Says how often daemons were killed since this was last said, and how many blocks were read after that
-/// and right. `ci/test` adds these lines up.
+/// Says how often daemons were killed since this was last said, and how many blocks the test read in all
+/// and found right. `ci/test` adds these lines up.
 pub fn conclude(verified: u64) {
     println!(
         "total: {} random kills, {} at failpoints, {verified} blocks verified, 0 lost",
