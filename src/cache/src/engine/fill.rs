@@ -6,14 +6,14 @@
 
 use super::slab::Handle;
 use super::types::{BLOCK, BLOCK_U32};
-use super::volume::spare;
+use super::volume::{Volume, spare};
 use super::{Cx, Engine};
 use crate::format::geometry::LogStream;
 use crate::format::record::{Kind, Record};
 use crate::hazard::{Claim, Mode};
 use crate::index::{Flags, Key};
-use crate::policy::{Admission, Room};
 use crate::plant::Bug;
+use crate::policy::{Admission, Room};
 use forebay_io::{Buf, BufPool, Duration, Instant, Lsn, RequestOp};
 
 /// Fills known at once at most; further misses are served and forgotten.
@@ -75,15 +75,7 @@ impl<B: Buf> Engine<B> {
         let req = self.reqs.get(h)?;
         let (host, sequential) = (req.op == RequestOp::Read, req.sequential);
         let vol = self.vols.get(place)?;
-        // With a volatile cache hosts' writes may still be lost from the backing device: a copy here
-        // must not outlive them. The flush is on its way.
-        let lasting = !self.volatile
-            || self.plant.has(Bug::FillUnflushed)
-            || !vol.backing.volatile_write_cache
-            || (!vol.unflushed && vol.flushing == 0);
-        let willing =
-            host && lasting && vol.caching && !vol.detaching && self.cache_failed.is_none();
-        if !willing || self.stopping || self.fills.list.len() >= FILLS_MAX {
+        if !host || !self.takes_fills(vol) {
             return None;
         }
         let lsn = Lsn(vol.committed);
@@ -109,18 +101,29 @@ impl<B: Buf> Engine<B> {
         Some(id)
     }
 
+    /// Whether what is read from a volume's backing device now may enter the cache.
+    fn takes_fills(&self, vol: &Volume) -> bool {
+        // With a volatile cache hosts' writes may still be lost from the backing device: a copy here
+        // must not outlive them. The flush is on its way.
+        let lasting = !self.volatile
+            || self.plant.has(Bug::FillUnflushed)
+            || !vol.backing.volatile_write_cache
+            || (!vol.unflushed && vol.flushing == 0);
+        lasting
+            && vol.caching
+            && !vol.detaching
+            && !self.stopping
+            && self.cache_failed.is_none()
+            && self.fills.list.len() < FILLS_MAX
+    }
+
     /// A block whose copy was dropped is read from the backing device, for nobody but the cache:
     /// registers it, as [`Engine::fill_begin`] does for a host's miss.
     pub(super) fn fill_again(&mut self, place: u16, block: u64) -> Option<u64> {
         let vol = self.vols.get(place)?;
-        // See `fill_begin`.
-        let lasting = !self.volatile
-            || !vol.backing.volatile_write_cache
-            || (!vol.unflushed && vol.flushing == 0);
-        let willing = lasting && vol.caching && !vol.detaching && self.cache_failed.is_none();
         let lsn = Lsn(vol.committed);
         let dropped = self.vols.key(place, block).is_some_and(|key| self.dropped(key));
-        if !willing || !dropped || self.stopping || self.fills.list.len() >= FILLS_MAX {
+        if !dropped || !self.takes_fills(vol) {
             return None;
         }
         self.fills.next += 1;

@@ -66,13 +66,17 @@ impl Node {
             let local = service.volumes.get(id);
             let mode = local.map(|local| shown_mode(local.mode));
             let drains = local.map_or(0, |local| local.drains);
-            let stall = local.and_then(|local| local.backing_error).map(|error| error.to_string());
+            let error = local.and_then(|local| local.backing_error).map(|error| error.to_string());
             let detached = local.is_none_or(|local| local.detached);
-            let dirty_bytes = service
-                .shard
-                .engine(engine)
-                .and_then(|part| part.volume_stats(id))
-                .map_or(0, |v| v.dirty_bytes);
+            let stats = service.shard.engine(engine).and_then(|part| part.volume_stats(id));
+            let dirty_bytes = stats.as_ref().map_or(0, |v| v.dirty_bytes);
+            let damaged = stats.map_or(0, |v| v.damaged_bytes);
+            let stall = error.or_else(|| {
+                (damaged > 0).then(|| {
+                    let kib = damaged / 1024;
+                    format!("{kib} KiB of dirty data are damaged and wait until hosts write or discard them")
+                })
+            });
             Look { mode, drains, stall, detached, dirty_bytes }
         })
     }
