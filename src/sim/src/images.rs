@@ -183,6 +183,8 @@ impl History {
     ) -> Result<(), BadImage> {
         counts.histories += 1;
         let moments = std::mem::take(&mut self.moments);
+        // Each moment has chance of its own, so that one of them can be looked at alone.
+        let base = rng.draw();
         let phase = rng.below(effort.stride.max(1));
         let mut nth = 0;
         for (cut, moment) in moments.iter().enumerate() {
@@ -196,14 +198,16 @@ impl History {
             };
             if shrinks {
                 nth += 1;
-                if nth % effort.stride.max(1) == phase && only.is_none_or(|only| only.0 == cut) {
-                    self.cut(cut, effort, rng, only, counts)?;
+                let chosen = nth % effort.stride.max(1) == phase;
+                if only.map_or(chosen, |only| only.0 == cut) {
+                    self.cut(cut, effort, &mut Rng::new(base, cut as u64), only, counts)?;
                 }
             }
             self.go_on(moment).map_err(|what| BadImage { cut, image: 0, what })?;
         }
         if only.is_none_or(|only| only.0 == moments.len()) {
-            self.cut(moments.len(), effort, rng, only, counts)?;
+            let mut rng = Rng::new(base, moments.len() as u64);
+            self.cut(moments.len(), effort, &mut rng, only, counts)?;
         }
         Ok(())
     }
