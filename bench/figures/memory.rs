@@ -80,9 +80,11 @@ fn fill(args: &Args, program: &Path, gib: u64) -> Result<Full> {
     };
     let node = layout.start(program)?;
     let empty = node.memory()?;
+    // Sixteen blocks at once fill it sooner; each has an entry of its own all the same.
     let mut workload = Workload {
         rw: Rw::RandRead,
-        queue_depth: 120,
+        block_size: 16 * 4096,
+        queue_depth: 32,
         distribution: Distribution::Uniform,
         limit: Limit::Time(ROUND),
         ..Workload::default()
@@ -113,7 +115,13 @@ fn fill(args: &Args, program: &Path, gib: u64) -> Result<Full> {
 
 /// Rounds of writes as well: dirty blocks, destage and reclaim belong to a full cache.
 fn overwrite(node: &Node, layout: &Layout<'_>, workload: &Workload) -> Result<Full> {
-    let mut writes = Workload { rw: Rw::RandRw, read_percent: 70, ..workload.clone() };
+    let mut writes = Workload {
+        rw: Rw::RandRw,
+        read_percent: 70,
+        block_size: 4096,
+        queue_depth: 120,
+        ..workload.clone()
+    };
     for _ in 0..ROUNDS {
         writes.seed += 1;
         load(&layout.uri(), &writes)?;

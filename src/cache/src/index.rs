@@ -26,7 +26,7 @@ const WAYS: usize = 8;
 /// Entries that found no place in either bucket. Tests show it empty at the stated capacity.
 const STASH: usize = 64;
 /// Filled entries of each ten thousand at the stated capacity.
-const LOAD: u64 = 9_000;
+const LOAD: u64 = 9_300;
 /// Most slots of one index (30 bits).
 pub const MAX_SLOTS: u64 = 1 << 30;
 

@@ -27,13 +27,7 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) const fn new() -> Self {
-        Self {
-            window: WINDOW_FROM,
-            best: u64::MAX,
-            average: 0,
-            segments: 1,
-            began: Instant(0),
-        }
+        Self { window: WINDOW_FROM, best: u64::MAX, average: 0, segments: 1, began: Instant(0) }
     }
 
     /// Backing writes at once. With `pressed` all that there may be: hosts are being slowed down for
