@@ -164,7 +164,8 @@ fn a_hit_heals_a_clean_block_and_counts_it_for_its_volume() {
 fn a_scrub_that_begins_again_ends_too() {
     for steps in 0..60 {
         let mut w = lazy(14, &[CacheMode::WriteBack]);
-        w.backing[0].latency = (3_000_000, 4_000_000);
+        // Longer than the scrub's own pauses, so that the next one begins meanwhile.
+        w.backing[0].latency = (30_000_000, 40_000_000);
         w.write(0, 0, 16 * K);
         w.drain(0);
         rot(&mut w, 2);
@@ -174,7 +175,7 @@ fn a_scrub_that_begins_again_ends_too() {
         }
         let report = scrub(&mut w, 0, FAST);
         assert!(report.checked == 16 && report.repaired <= 1, "{steps}: {report:?}");
-        w.run_for(20_000_000);
+        w.run_for(100_000_000);
         assert_eq!((stats(&w, 0).healed, copy_of(&w, 0, 2)), (1, CopyAt::Clean));
     }
 }

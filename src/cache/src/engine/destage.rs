@@ -415,14 +415,10 @@ impl<B: Buf> Engine<B> {
 
     fn round_run<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
         let window = self.destage.pace.window(self.dirty_level() >= super::throttle::FROM);
-        while self.destage.active < window
-            && self.destage.next_zeroes < self.destage.zeroes.len()
-        {
+        while self.destage.active < window && self.destage.next_zeroes < self.destage.zeroes.len() {
             self.zeroes_begin(cx);
         }
-        while self.destage.active < window
-            && self.destage.next < self.destage.candidates.len()
-        {
+        while self.destage.active < window && self.destage.next < self.destage.candidates.len() {
             if !self.run_begin(cx) {
                 return;
             }
@@ -451,9 +447,7 @@ impl<B: Buf> Engine<B> {
             let Some(vol) = self.vols.get(place) else { continue };
             let touched = self.destage.done.iter().any(|w| w.place == place)
                 || self.destage.done_zeroes.iter().any(|z| z.place == place);
-            if touched
-                && vol.backing.volatile_write_cache
-                && !self.plant.has(Bug::TrimBeforeFlush)
+            if touched && vol.backing.volatile_write_cache && !self.plant.has(Bug::TrimBeforeFlush)
             {
                 self.destage.flushes += 1;
                 self.backing_op(cx.now, place, What::DestageFlush { volume: place }, Op::flush(0));

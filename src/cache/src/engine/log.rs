@@ -11,8 +11,8 @@ use crate::fold::timeless;
 use crate::format::batch::{BatchBuilder, Placed, SegmentName};
 use crate::format::geometry::LogStream;
 use crate::format::record::{Kind, Record};
-use forebay_io::device::Stream as Lifetime;
 use crate::plant::Bug;
+use forebay_io::device::Stream as Lifetime;
 use forebay_io::{Buf, BufPool, DeviceError, Instant, Lsn, Op};
 
 /// Tries of one batch before the cache device counts as failed.
@@ -300,14 +300,10 @@ impl<B: Buf> Engine<B> {
             return;
         }
         batch.sent = Sent::Landed;
-        while self.streams[usize::from(kind.code())]
-            .queue
-            .front()
-            .is_some_and(|batch| {
-                let early = self.plant.has(Bug::AckOutOfOrder) && batch.sent == Sent::Yes;
-                batch.sent == Sent::Landed || early
-            })
-        {
+        while self.streams[usize::from(kind.code())].queue.front().is_some_and(|batch| {
+            let early = self.plant.has(Bug::AckOutOfOrder) && batch.sent == Sent::Yes;
+            batch.sent == Sent::Landed || early
+        }) {
             let stream = &mut self.streams[usize::from(kind.code())];
             let Some(batch) = stream.queue.pop_front() else { return };
             stream.durable = batch.ordinal + 1;

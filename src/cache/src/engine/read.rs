@@ -7,8 +7,8 @@ use super::slab::Handle;
 use super::types::{BLOCK, BLOCK_LEN, BLOCK_U32, Event};
 use super::volume::spare;
 use super::{Cx, Engine};
-use forebay_io::crc::block_crc;
 use crate::plant::Bug;
+use forebay_io::crc::block_crc;
 use forebay_io::{BlockError, Buf, BufPool, Completion, Op, Outcome, Piece};
 
 /// Blocks of one device read at most: 256 KiB.

@@ -15,9 +15,9 @@ use crate::format::geometry::LogStream;
 use crate::format::record::{Kind, Record};
 use crate::format::segment_log::SegmentLog;
 use crate::index::{Entry, Key};
+use crate::plant::Bug;
 use crate::policy;
 use forebay_io::crc::block_crc;
-use crate::plant::Bug;
 use forebay_io::{Buf, BufPool, Completion, DeviceError, Instant, Op};
 
 /// Blocks read to be appended again, at once.

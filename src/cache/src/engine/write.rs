@@ -166,7 +166,11 @@ impl<B: Buf> Engine<B> {
     ) -> bool {
         let Some(req) = self.reqs.get(h) else { return false };
         let (first, blocks) = req.blocks();
-        let mode = if exclusive && !self.plant.has(Bug::SharedClaims) { Mode::Exclusive } else { Mode::Shared };
+        let mode = if exclusive && !self.plant.has(Bug::SharedClaims) {
+            Mode::Exclusive
+        } else {
+            Mode::Shared
+        };
         let claim = Claim { volume: req.volume, first, blocks, mode, token: h.token() };
         let (id, granted) = match self.hold.claim(claim) {
             Verdict::Granted(id) => (Some(id), true),
@@ -532,7 +536,8 @@ impl<B: Buf> Engine<B> {
             return;
         }
         req.committed = true;
-        let (through, durable) = (req.through, req.fua && self.volatile && !self.plant.has(Bug::NoFua));
+        let (through, durable) =
+            (req.through, req.fua && self.volatile && !self.plant.has(Bug::NoFua));
         if let Some(claim) = req.claim.take() {
             self.release_hold(claim);
         }

@@ -404,12 +404,10 @@ pub fn bad_blocks(
     for (index, crc) in (0u32..).zip(crcs.iter()) {
         let from = index as usize * BLOCK;
         let block = record.block + u64::from(index);
-        let good = data
-            .get(from..from + BLOCK)
-            .is_some_and(|data| {
-                block_crc(volume_key, block, record.lsn.0, data) == crc
-                    || block_crc(!volume_key, block, record.lsn.0, data) == crc
-            });
+        let good = data.get(from..from + BLOCK).is_some_and(|data| {
+            block_crc(volume_key, block, record.lsn.0, data) == crc
+                || block_crc(!volume_key, block, record.lsn.0, data) == crc
+        });
         if !good {
             bad = Some(bad.map_or(index, |range| range.start)..index + 1);
         }

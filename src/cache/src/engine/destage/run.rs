@@ -6,8 +6,8 @@ use crate::engine::slab::Handle;
 use crate::engine::types::{BLOCK, BLOCK_LEN};
 use crate::engine::{Cx, Engine};
 use crate::hazard::{Claim, Mode, Verdict};
-use forebay_io::crc::block_crc;
 use crate::plant::Bug;
+use forebay_io::crc::block_crc;
 use forebay_io::{Buf, BufPool, Completion, DeviceError, Instant, Op, OpKind};
 
 impl<B: Buf> Engine<B> {
@@ -137,8 +137,7 @@ impl<B: Buf> Engine<B> {
             let from = index * BLOCK_LEN;
             let data = data.and_then(|buf| buf.as_slice().get(from..from + BLOCK_LEN));
             let good = data.filter(|data| {
-                self.plant.has(Bug::NoCrcOnDestage)
-                    || block_crc(key, c.block, c.lsn, data) == c.crc
+                self.plant.has(Bug::NoCrcOnDestage) || block_crc(key, c.block, c.lsn, data) == c.crc
             });
             let to = (at as usize + index) * BLOCK_LEN;
             let out = run.buf.as_mut().and_then(Buf::as_mut_slice);
