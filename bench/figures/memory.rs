@@ -89,6 +89,11 @@ fn fill(args: &Args, program: &Path, gib: u64) -> Result<Full> {
         limit: Limit::Time(ROUND),
         ..Workload::default()
     };
+    // Buffers come as they are needed and stay: more are asked for here than there are, so that each
+    // node has all of them and they are no part of the slope.
+    let all_buffers =
+        Workload { block_size: 128 << 10, queue_depth: 120, jobs: 6, ..workload.clone() };
+    load(&layout.uri(), &all_buffers)?;
     let (mut most, mut still) = (0, 0);
     while still < STILL {
         workload.seed += 1;

@@ -48,13 +48,12 @@ pub(crate) struct Layout<'a> {
 }
 
 impl Layout<'_> {
-    /// The configuration. Buffers are few enough that every load here uses all of them: how many were
-    /// ever needed is no part of what is measured.
+    /// The configuration, with the fewest buffers that a node may have.
     pub(crate) fn toml(&self) -> String {
         let Self { dir, cache, backing, core, poll, port, memory_tier } = self;
         let dir = dir.display();
         format!(
-            "[node]\nname = \"bench\"\ncores = [{core}]\npoll = \"{poll}\"\nmemory = \"32M\"\nstate_dir = \"{dir}/state\"\n\
+            "[node]\nname = \"bench\"\ncores = [{core}]\npoll = \"{poll}\"\nmemory = \"64M\"\nstate_dir = \"{dir}/state\"\n\
              [[listen]]\ntransport = \"tcp\"\naddress = \"127.0.0.1\"\nport = {port}\n\
              [[cache]]\ndevice = \"{cache}\"\n\
              [[volume]]\nname = \"{VOLUME}\"\nbacking = \"{backing}\"\nmode = \"write-back\"\n\
