@@ -18,8 +18,8 @@ enum Caught {
     No,
 }
 
-/// Planted bugs that nothing catches yet within the size of a run for every change; a failed destage
-/// write that is taken for done (15) needs more seeds in which a backing device fails.
+/// Planted bugs that nothing catches yet: a failed destage write that is taken for done (15) needs more
+/// seeds in which a backing device fails, and with one (22) a run does not end.
 const OPEN: [u16; 3] = [15, 19, 22];
 
 fn hunt(bug: u16, seeds: u64) -> (Caught, String) {
@@ -55,7 +55,8 @@ pub fn score(only: u64, seeds: u64) -> bool {
         println!("plants: not in this build; use --features planted-bugs");
         return false;
     }
-    let bugs: Vec<u16> = (1..=BUGS).filter(|bug| only == 0 || u64::from(*bug) == only).collect();
+    let hunted = |bug: &u16| if only == 0 { !OPEN.contains(bug) } else { u64::from(*bug) == only };
+    let bugs: Vec<u16> = (1..=BUGS).filter(hunted).collect();
     let all = Mutex::new(Vec::new());
     crate::suite::each(bugs.len() as u64, |at| {
         let bug = bugs[usize::try_from(at).unwrap_or(0)];
@@ -73,13 +74,10 @@ pub fn score(only: u64, seeds: u64) -> bool {
     println!(
         "plants: {} of {} planted bugs caught, {} by seeds (median {} seeds), {images} by crash images",
         needed.len() + images,
-        all.len(),
+        if only == 0 { usize::from(BUGS) } else { 1 },
         needed.len(),
         needed.get(needed.len() / 2).copied().unwrap_or(0)
     );
-    let missed: Vec<u16> =
-        all.iter().filter(|(_, caught)| *caught == Caught::No).map(|(bug, _)| *bug).collect();
-    let new: Vec<u16> = missed.iter().copied().filter(|bug| !OPEN.contains(bug)).collect();
-    println!("plants: missed: {missed:?}, of them known to be: {OPEN:?}");
-    new.is_empty()
+    println!("plants: not hunted, since nothing catches them yet: {OPEN:?}");
+    needed.len() + images == all.len()
 }

@@ -54,3 +54,12 @@ fn a_write_zeroes_with_edges_waits_for_nobody_who_waits_for_them() {
 fn a_lost_block_that_reclaim_moved_stays_an_error_after_a_crash() {
     seeds(&[102]);
 }
+
+#[test]
+fn no_write_passes_a_switch_to_pass_through_before_the_cache_has_forgotten_the_volume() {
+    let effort = Effort { per_cut: 16, stride: 1, interrupt: 10, drain: 10 };
+    let mut counts = ImageCounts::default();
+    let result = bounded::long(54, 0, &effort, None, false, &mut counts);
+    assert!(counts.images > 10, "the history has images");
+    assert_eq!(result.map_err(|bad| bad.0), Ok(()), "long 54");
+}

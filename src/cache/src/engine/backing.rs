@@ -23,6 +23,12 @@ impl<B: Buf> Engine<B> {
     pub(super) fn bypass_go<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
         let Some(req) = self.reqs.get(h) else { return };
         let (place, (first, blocks)) = (req.volume, req.blocks());
+        if !req.invalidated && self.vols.get(place).is_some_and(|vol| self.forgets(vol)) {
+            // The index has no copy any more, but after a crash the log would: nothing may become
+            // newer than it before the new generation is durable.
+            self.stall(h, cx.now);
+            return;
+        }
         let caching = self.vols.get(place).is_some_and(|vol| vol.caching);
         if caching && !req.invalidated && self.cache_failed.is_none() {
             let deallocate = req.op == RequestOp::Deallocate;

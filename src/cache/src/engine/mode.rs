@@ -455,6 +455,14 @@ impl<B: Buf> Engine<B> {
         self.event(Event::ModeChanged { volume: id, mode: target });
     }
 
+    /// Whether the records of a volume are being made dead, and would still be found after a crash.
+    pub(super) fn forgets(&self, vol: &Volume) -> bool {
+        let forgets =
+            matches!(vol.switch, Switch::Forgetting(ticket) if !self.supers.passed(ticket));
+        // A cache that failed never gets there, and is refused at the next start.
+        forgets && self.cache_failed.is_none()
+    }
+
     /// Makes all records of a clean volume dead: a new generation, and a new index so that what the
     /// index of blocks still has is never found. Returns the superblock's ticket.
     pub(super) fn forget(&mut self, place: u16) -> u64 {
