@@ -940,3 +940,43 @@ fn a_shard_asks_for_extents_before_it_evicts_and_keeps_them_over_a_crash() {
     w.attach_all();
     w.check_all(0);
 }
+
+/// Writes that overlap and are under way at once, more than the log takes at a time, so that
+/// records of one lie between those of another.
+fn overlapping_burst(w: &mut World) {
+    let mut left = 600;
+    while left > 0 {
+        w.step_with(|w| {
+            while left > 0 && w.asked.len() < 100 {
+                let (first, blocks) = (w.rng.below(60), 1 + w.rng.below(64));
+                w.ask(0, RequestOp::Write, first * K, blocks * K);
+                left -= 1;
+            }
+        });
+    }
+    w.quiesce();
+}
+
+#[test]
+fn write_through_leaves_on_the_backing_device_what_the_cache_showed() {
+    for seed in harness::seeds(6) {
+        for volatile in [false, true] {
+            let limits = Limits { dirty_age: Duration::from_millis(50), ..Limits::default() };
+            let setup = Setup {
+                volumes: vec![(2 << 20, 4096, CacheMode::WriteThrough)],
+                tier_pages: 0,
+                limits,
+                volatile,
+                ..Setup::default()
+            };
+            let mut w = World::new(seed, setup);
+            w.cache.latency = (500_000, 4_000_000);
+            w.backing[0].latency = (50_000, 3_000_000);
+            overlapping_burst(&mut w);
+            let shown = w.read(0, 0, 128 * K);
+            w.set_mode(0, CacheMode::PassThrough);
+            let left = w.read(0, 0, 128 * K);
+            assert_eq!(writes_in(&left), writes_in(&shown), "seed {seed}, volatile {volatile}");
+        }
+    }
+}

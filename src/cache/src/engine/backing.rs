@@ -113,11 +113,23 @@ impl<B: Buf> Engine<B> {
             Claim { volume: req.volume, first, blocks, mode: Mode::Exclusive, token: h.token() };
         match self.backing.claim(claim) {
             Verdict::Granted(id) => {
-                req.backing = Some(id);
+                self.backing_queued(h, id);
                 self.backing_issue(cx, h);
             }
-            Verdict::Waiting(id) => req.backing = Some(id),
+            Verdict::Waiting(id) => self.backing_queued(h, id),
             Verdict::Full => self.stall(h, cx.now),
+        }
+    }
+
+    /// A request stands in the backing device's queue: newer writes of its blocks come after it, so
+    /// that a write-through need not keep them from the log any longer.
+    fn backing_queued(&mut self, h: Handle, id: ClaimId) {
+        let Some(req) = self.reqs.get_mut(h) else { return };
+        req.backing = Some(id);
+        if req.through
+            && let Some(claim) = req.claim.take()
+        {
+            self.release_hold(claim);
         }
     }
 

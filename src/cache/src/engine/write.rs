@@ -84,7 +84,8 @@ impl<B: Buf> Engine<B> {
         }
         let inline = if keep { None } else { inline };
         if !claimed {
-            let exclusive = bypass || edges || compare;
+            // What reaches the backing device in another order than the log must not overlap.
+            let exclusive = bypass || through || edges || compare;
             if let Some(req) = self.reqs.get_mut(h) {
                 (req.bypass, req.through) = (bypass, through);
                 if !bypass && !req.counted {
@@ -538,7 +539,8 @@ impl<B: Buf> Engine<B> {
         req.committed = true;
         let (through, durable) =
             (req.through, req.fua && self.volatile && !self.plant.has(Bug::NoFua));
-        if let Some(claim) = req.claim.take() {
+        // Write-through keeps its blocks until it stands in the backing device's queue.
+        if !through && let Some(claim) = req.claim.take() {
             self.release_hold(claim);
         }
         if through && (!self.volatile || self.plant.has(Bug::ThroughUnflushed)) {

@@ -290,6 +290,11 @@ impl World {
 
     /// One poll: time goes on to the next thing that happens.
     pub fn step(&mut self) {
+        self.step_with(|_| {});
+    }
+
+    /// The same with what the host asks in this poll, after the devices' answers.
+    pub fn step_with(&mut self, asks: impl FnOnce(&mut Self)) {
         let mut next = self.now + 1_000_000;
         for disk in core::iter::once(&self.cache).chain(&self.backing) {
             next = next.min(disk.next_ready());
@@ -318,6 +323,7 @@ impl World {
             self.engine.commit(volume, lsn, &mut self.pool, now);
             self.pump();
         }
+        asks(self);
         self.engine.end_of_poll(&mut self.pool, now);
         self.pump();
     }
