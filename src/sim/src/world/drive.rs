@@ -1,0 +1,141 @@
+//! One poll of the world: time goes on, devices and messages arrive, actions are carried out.
+
+use super::World;
+use crate::buffer::SimBuf;
+use crate::config::id_of;
+use forebay_cache::engine::{Action, Event, Source};
+use forebay_io::{Instant, Lsn};
+use forebay_node::shard::ShardEvent;
+
+impl World {
+    /// One poll: time goes on to the next thing that happens.
+    pub fn step(&mut self) {
+        let mut next = self.now + 1_000_000;
+        for disk in core::iter::once(&self.cache).chain(&self.backing) {
+            next = next.min(disk.next_ready());
+        }
+        next = next.min(self.mail.iter().map(|mail| mail.0).min().unwrap_or(u64::MAX));
+        next = next.min(self.shard.next_deadline().0);
+        // A poll costs at least two microseconds, and several things may happen in one.
+        self.now = next.max(self.now + 2_000) + self.rng.below(3) * 3_000;
+        let now = Instant(self.now);
+        while let Some(at) = self.mail.iter().position(|mail| mail.0 <= self.now) {
+            // Those that are due arrive in any order.
+            let (_, message, tag) = self.mail.swap_remove(at);
+            self.line(|| format!("mail   {tag} arrives"));
+            self.shard.handle_message(message, now);
+            self.pump();
+        }
+        while let Some(done) = self.cache.take_ready(self.now) {
+            self.note_done("cache", done.token, done.result.err().map(|e| e.to_string()));
+            self.shard.handle_device(0, Source::Cache, done, now);
+            self.pump();
+        }
+        for n in 0..self.backing.len() {
+            while let Some(done) = self.take_backing(n) {
+                self.note_done("backing", done.token, done.result.err().map(|e| e.to_string()));
+                self.shard.handle_device(0, Source::Backing(id_of(n)), done, now);
+                self.pump();
+            }
+        }
+        if self.shard.next_deadline() <= now {
+            self.shard.handle_timeout(now);
+            self.pump();
+        }
+        self.shard.end_of_poll(now);
+        self.pump();
+        self.check_bounds();
+    }
+
+    pub(super) fn note_done(&mut self, device: &str, token: u64, error: Option<String>) {
+        self.sum(token ^ self.now.rotate_left(32));
+        self.line(|| format!("device {device} done {token:x} {}", error.unwrap_or_default()));
+    }
+
+    /// The next completion of a backing device, whose order of versions is judged.
+    pub(super) fn take_backing(&mut self, n: usize) -> Option<forebay_io::Completion<SimBuf>> {
+        let before = self.backing[n].bytes.clone();
+        let done = self.backing[n].take_ready(self.now)?;
+        let changed = self.backing[n].bytes.changed(&before);
+        for page in changed {
+            self.judge_order(n, page, &before);
+        }
+        Some(done)
+    }
+
+    /// Carries actions to the devices, messages and events to the hosts.
+    pub(super) fn pump(&mut self) {
+        let now = Instant(self.now);
+        loop {
+            self.shard.settle(now);
+            let mut any = false;
+            while let Some((to, message)) = self.shard.poll_message() {
+                any = true;
+                self.answered(to, message);
+            }
+            while let Some(event) = self.shard.poll_event() {
+                any = true;
+                self.happened(event);
+            }
+            while let Some(action) = self.shard.poll_action(0) {
+                any = true;
+                self.carry_out(action);
+            }
+            if !any {
+                break;
+            }
+        }
+        if self.moments.is_some() {
+            self.keep_touches();
+        }
+    }
+
+    pub(super) fn carry_out(&mut self, action: Action<SimBuf>) {
+        let (name, op) = match &action {
+            Action::Cache(op) => ("cache".to_owned(), op),
+            Action::Backing(id, op) => (format!("backing{}", id.0 - 3), op),
+        };
+        let (kind, token, offset, len, fua) = (op.kind, op.token, op.offset, op.len, op.fua);
+        self.sum(token ^ offset.rotate_left(20) ^ len.rotate_left(44) ^ kind as u64);
+        self.line(|| {
+            let fua = if fua { " FUA" } else { "" };
+            format!("device {name} {kind:?} {offset}+{len}{fua} as {token:x}")
+        });
+        match action {
+            Action::Cache(op) => self.cache.submit(op, self.now),
+            Action::Backing(id, op) => {
+                let n = usize::try_from(id.0 - 3).unwrap_or(0);
+                self.backing[n].submit(op, self.now);
+            }
+        }
+    }
+
+    pub(super) fn happened(&mut self, event: ShardEvent) {
+        self.line(|| format!("engine {event:?}"));
+        match event {
+            ShardEvent::CommitFault { volume, run } => {
+                self.fail(format!("commits of {volume} out of order: {run:?}"));
+            }
+            ShardEvent::Engine { event, .. } => {
+                match &event {
+                    Event::Attached { volume } => {
+                        let committed = self.engine().committed_lsn(*volume).unwrap_or(Lsn(0));
+                        self.shard.serve(*volume, 0, committed);
+                    }
+                    Event::CacheFailed { error } => {
+                        self.cache_failed = true;
+                        if !self.tolerance.lost {
+                            self.fail(format!("the cache device counts as failed: {error}"));
+                        }
+                        self.engine().cache_failure_noted();
+                    }
+                    Event::DirtyLost { volume, block, .. } if !self.tolerance.lost => {
+                        self.fail(format!("block {block} of {volume} counts as lost"));
+                    }
+                    _ => {}
+                }
+                self.events.push(event);
+            }
+        }
+    }
+}

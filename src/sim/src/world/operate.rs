@@ -1,0 +1,183 @@
+//! What an operator and fate do to the world: switches, drains, restarts, crashes, rot; and waiting.
+
+use super::ask::Asked;
+use super::{Ask, OPEN, World};
+use crate::config::id_of;
+use crate::device::Device;
+use forebay_cache::engine::{CacheMode, Event};
+use forebay_io::Instant;
+
+impl World {
+    /// Runs until an event is seen (and takes it).
+    pub fn wait_for(&mut self, mut want: impl FnMut(&Event) -> bool) {
+        for _ in 0..400_000 {
+            if let Some(at) = self.events.iter().position(&mut want) {
+                self.events.remove(at);
+                return;
+            }
+            if self.violation.is_some() {
+                return;
+            }
+            self.step();
+        }
+        self.stuck("an event did not come");
+    }
+
+    pub(super) fn stuck(&mut self, what: &str) {
+        if self.tolerance.stuck {
+            // Lost blocks, and those of a segment whose footer is gone, count as dirty until they are
+            // written through the log: drains, switches and bypassing writes wait for them.
+            self.over = true;
+            self.counts.stuck += 1;
+            self.asked.clear();
+            return;
+        }
+        let now = Instant(self.now);
+        let asked: Vec<Asked> = self.asked.values().take(4).cloned().collect();
+        let volumes: Vec<_> =
+            (0..self.backing.len()).map(|n| self.engine().volume_stats(id_of(n))).collect();
+        let stats = self.engine().stats(now);
+        self.fail(format!("{what}; under way {asked:?}; {volumes:?}; {stats:?}"));
+    }
+
+    /// Runs until no request is under way.
+    pub fn quiesce(&mut self) {
+        for _ in 0..400_000 {
+            if self.asked.is_empty() || self.violation.is_some() || self.over {
+                return;
+            }
+            self.step();
+        }
+        self.stuck("requests do not end");
+    }
+
+    /// Asks for something and waits for its end.
+    pub fn ask_and_wait(&mut self, ask: Ask) {
+        let tag = self.ask(ask);
+        for _ in 0..400_000 {
+            if !self.asked.contains_key(&tag) || self.violation.is_some() || self.over {
+                return;
+            }
+            self.step();
+        }
+        self.stuck("a request does not end");
+    }
+
+    /// Waits until nothing is in flight and makes all that completed durable, as a device may at any
+    /// time.
+    pub fn calm(&mut self) {
+        self.quiesce();
+        for _ in 0..1000 {
+            let flying = self.backing.iter().map(Device::in_flight).sum::<usize>();
+            if flying + self.cache.in_flight() == 0 || self.violation.is_some() {
+                break;
+            }
+            self.step();
+        }
+        self.cache.settle();
+        self.backing.iter_mut().for_each(Device::settle);
+        let tick = self.tick();
+        for volume in 0..self.oracles.len() {
+            self.oracles[volume].flushed(tick);
+        }
+    }
+
+    /// Begins a mode switch; `false` where it is refused now.
+    pub fn set_mode(&mut self, volume: usize, mode: CacheMode) -> bool {
+        if self.violation.is_some() {
+            return false;
+        }
+        self.line(|| format!("mode   vol{volume} {mode:?}"));
+        let set = self.engine().set_mode(id_of(volume), mode).is_ok();
+        if set {
+            self.modes[volume] = mode;
+            self.note_mode(volume, mode);
+        }
+        self.pump();
+        set
+    }
+
+    /// Asks for a drain; [`Event::Drained`] says when it is over.
+    pub fn drain(&mut self, volume: usize) {
+        if self.violation.is_some() {
+            return;
+        }
+        self.line(|| format!("drain  vol{volume}"));
+        let _ = self.engine().drain(id_of(volume));
+        self.pump();
+    }
+
+    /// Runs until nothing is dirty.
+    pub fn drain_and_wait(&mut self, volume: usize) {
+        self.events.retain(|event| *event != Event::Drained { volume: id_of(volume) });
+        self.drain(volume);
+        self.wait_for(|event| *event == Event::Drained { volume: id_of(volume) });
+    }
+
+    /// A clean stop and a new start. Requests under way end first.
+    pub fn restart(&mut self) {
+        self.quiesce();
+        if self.violation.is_some() || self.cache_failed || self.over {
+            return;
+        }
+        self.line(|| "stop".to_owned());
+        self.engine().stop();
+        self.wait_for(|event| *event == Event::Stopped);
+        for _ in 0..1000 {
+            let flying = self.backing.iter().map(Device::in_flight).sum::<usize>();
+            if flying + self.cache.in_flight() == 0 || self.violation.is_some() {
+                break;
+            }
+            self.step();
+        }
+        self.mail.clear();
+        self.events.clear();
+        self.start();
+    }
+
+    /// The process dies, or all loses power; then a new start, and everything is looked at.
+    pub fn crash(&mut self, power: bool) {
+        self.counts.crashes += 1;
+        self.line(|| format!("crash  power {power}"));
+        self.cache.crash(power);
+        for disk in &mut self.backing {
+            disk.crash(power);
+        }
+        self.pool.dry(0);
+        for oracle in &mut self.oracles {
+            oracle.crashed(power);
+        }
+        if power && self.config.volatile {
+            self.times.iter_mut().for_each(|times| *times = (0, OPEN));
+        }
+        self.asked.clear();
+        self.mail.clear();
+        self.events.clear();
+        self.now += 1_000_000;
+        self.start();
+        if self.violation.is_none() && !self.over {
+            self.look_at_all(power);
+        }
+    }
+
+    /// Flips bits in blocks of data of sealed segments: what was durable, and known to be.
+    pub fn rot(&mut self, blocks: u64) {
+        let slots = u64::from(self.config.segment_slots);
+        let first = crate::config::head(self.config.segment_slots);
+        let segments = (self.config.cache_bytes - first) / (slots * 4096);
+        let data = slots - 1 - slots.div_ceil(48);
+        for _ in 0..blocks * 4 {
+            let start = first + self.rng.below(segments) * slots * 4096;
+            let at = start + self.rng.below(data) * 4096;
+            let footer = self.cache.bytes.bytes(start + (data + 1) * 4096, 8);
+            let mut block = self.cache.bytes.bytes(at, 4096);
+            let bit = self.rng.index(4096 * 8);
+            if footer != b"FBYFOOT\0" || block.starts_with(b"FBYBATCH") {
+                continue;
+            }
+            block[bit / 8] ^= 1 << (bit % 8);
+            self.cache.put(at, &block);
+            self.cache.injected.lies += 1;
+        }
+    }
+}
