@@ -169,10 +169,14 @@ impl World {
         for _ in 0..blocks * 4 {
             let start = first + self.rng.below(segments) * slots * 4096;
             let at = start + self.rng.below(data) * 4096;
-            let footer = self.cache.bytes.bytes(start + (data + 1) * 4096, 8);
+            let footer = self.cache.bytes.bytes(start + (data + 1) * 4096, 40);
+            let header = self.cache.bytes.bytes(start, 40);
             let mut block = self.cache.bytes.bytes(at, 4096);
             let bit = self.rng.index(4096 * 8);
-            if footer != b"FBYFOOT\0" || block.starts_with(b"FBYBATCH") {
+            // A footer of the segment's earlier life does not seal this one (both have the life's
+            // number in bytes 32 to 39).
+            let sealed = footer.starts_with(b"FBYFOOT\0") && footer[32..] == header[32..];
+            if !sealed || block.starts_with(b"FBYBATCH") {
                 continue;
             }
             block[bit / 8] ^= 1 << (bit % 8);
