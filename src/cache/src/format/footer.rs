@@ -19,6 +19,9 @@ pub const FOOTER_HEAD_BYTES: usize = 128;
 /// Bytes of a group's head: batch number, bytes of records.
 pub const GROUP_BYTES: usize = 16;
 
+/// Flag of a footer that recovery made.
+const RECOVERED: u8 = 1;
+
 /// What becomes of a block in the footer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
@@ -48,6 +51,8 @@ pub struct FooterHead {
     pub live: u32,
     /// Those of them that were dirty.
     pub dirty: u32,
+    /// Recovery made it: behind `last_batch` lies what a crash tore or left out.
+    pub recovered: bool,
     /// CRC32C of the bytes behind the head.
     body_crc: u32,
 }
@@ -122,11 +127,20 @@ pub fn build_footer(
         bytes: u32::try_from(used).ok()?,
         live: built.live,
         dirty: built.dirty,
+        recovered: false,
         body_crc: crc32c(out.get(FOOTER_HEAD_BYTES..used)?),
     };
     out.get_mut(used..built.bytes)?.fill(0);
     head.encode(out.get_mut(..FOOTER_HEAD_BYTES)?);
     Some(built)
+}
+
+/// Notes in a footer that was built that recovery made it.
+pub fn set_recovered(footer: &mut [u8]) {
+    if let Some(head) = footer.get_mut(..FOOTER_HEAD_BYTES) {
+        head[85] |= RECOVERED;
+        put_crc(head);
+    }
 }
 
 /// The last change of a volume, and the last one of which something was kept.
@@ -243,6 +257,7 @@ impl FooterHead {
         put_u32(out, 76, self.dirty);
         put_u32(out, 80, self.body_crc);
         out[84] = self.name.stream.code();
+        out[85] = if self.recovered { RECOVERED } else { 0 };
         put_crc(out);
     }
 
@@ -269,13 +284,24 @@ impl FooterHead {
         let dirty = reader.u32()?;
         let body_crc = reader.u32()?;
         let stream = LogStream::from_code(reader.u8()?)?;
+        let recovered = reader.u8()? & RECOVERED != 0;
         let name = SegmentName { cache, shard, segment, seq, stream };
         let sane = version == VERSION
             && usize::try_from(bytes).is_ok_and(|bytes| bytes >= FOOTER_HEAD_BYTES)
             && dirty <= live
             && first_batch <= last_batch
             && seq < seal;
-        sane.then_some(Self { name, seal, first_batch, last_batch, bytes, live, dirty, body_crc })
+        sane.then_some(Self {
+            name,
+            seal,
+            first_batch,
+            last_batch,
+            bytes,
+            live,
+            dirty,
+            recovered,
+            body_crc,
+        })
     }
 
     /// Bytes to read for the whole footer: whole blocks.

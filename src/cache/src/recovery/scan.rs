@@ -32,8 +32,8 @@ pub(super) struct Scan {
     candidates: Vec<Candidate>,
     /// The highest `durable_below` of any sound header.
     pub(super) durable_below: u64,
-    /// Every batch was durable: a footer had been begun.
-    pub(super) complete: bool,
+    /// The last batch that was certainly durable, as a footer had been begun.
+    pub(super) sure: u64,
 }
 
 /// The batches that count.
@@ -59,7 +59,7 @@ impl Scan {
             log: SegmentLog::new(geometry),
             candidates: Vec::new(),
             durable_below: 0,
-            complete: false,
+            sure: 0,
         };
         let (mut slot, mut hole, mut last) = (0u16, false, 0);
         while u32::from(slot) < geometry.data_slots() {
@@ -127,8 +127,9 @@ impl Scan {
         let mut all = Vec::new();
         let mut damaged_batches = 0;
         for candidate in &mut self.candidates {
-            let before_was_durable = self.complete || durable_below >= candidate.number;
-            let was_durable = self.complete || durable_below > candidate.number;
+            let sure = candidate.number <= self.sure;
+            let before_was_durable = sure || durable_below >= candidate.number;
+            let was_durable = sure || durable_below > candidate.number;
             if (candidate.after_hole && !before_was_durable)
                 || (!candidate.damage.is_empty() && !was_durable)
             {

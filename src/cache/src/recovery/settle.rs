@@ -4,7 +4,7 @@
 use super::{Ask, MAX_JOBS, Phase, Recovery, RecoveryError, SegmentState, name};
 use crate::format::BLOCK;
 use crate::format::device::DeviceHeader;
-use crate::format::footer::{Keep, build_footer};
+use crate::format::footer::{Keep, build_footer, set_recovered};
 use forebay_io::DeviceError;
 use std::collections::VecDeque;
 
@@ -110,6 +110,7 @@ impl Recovery {
             return;
         };
         bytes.truncate(built.bytes);
+        set_recovered(&mut bytes);
         info.state = SegmentState::Sealed;
         info.seal = seal;
         self.replay.stats.sealed += 1;

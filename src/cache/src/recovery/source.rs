@@ -43,8 +43,15 @@ struct Entry {
     load: Load,
     scanned: bool,
     suspect: bool,
-    /// Its footer was begun, so that every batch was durable.
-    complete: bool,
+    /// The last batch that a footer that was begun proves durable; all of them, unless recovery made
+    /// that footer. 0 for none.
+    sure: u64,
+}
+
+impl Entry {
+    const fn complete(&self) -> bool {
+        self.sure == u64::MAX
+    }
 }
 
 /// A segment in the merge.
@@ -121,18 +128,18 @@ impl Sources {
     pub(super) fn sealed(&mut self, segment: u32, head: FooterHead, suspect: bool) {
         let load = Load::Footer(head);
         let (name, first) = (head.name, head.first_batch);
-        self.by_segment
-            .insert(segment, Entry { name, first, load, scanned: false, suspect, complete: true });
+        // A recovery that was interrupted may have torn the footer it made over what a crash tore.
+        let sure = if head.recovered { head.last_batch } else { u64::MAX };
+        self.by_segment.insert(segment, Entry { name, first, load, scanned: false, suspect, sure });
     }
 
     /// A segment without a footer.
     pub(super) fn unsealed(&mut self, segment: u32, name: SegmentName, suspect: bool) {
         let load = Load::Scan;
         self.to_scan.push_back(segment);
-        self.by_segment.insert(
-            segment,
-            Entry { name, first: 0, load, scanned: true, suspect, complete: suspect },
-        );
+        let sure = if suspect { u64::MAX } else { 0 };
+        self.by_segment
+            .insert(segment, Entry { name, first: 0, load, scanned: true, suspect, sure });
     }
 
     pub(super) fn unsealed_count(&self) -> usize {
@@ -209,7 +216,7 @@ impl Sources {
     ) {
         let Some(entry) = self.by_segment.get_mut(&segment) else { return };
         let mut scan = Scan::walk(bytes, entry.name, self.geometry, key);
-        scan.complete = entry.complete;
+        scan.sure = entry.sure;
         entry.first = if entry.first == 0 { scan.first_batch() } else { entry.first };
         if let Some(below) = self.durable_below.get_mut(stream(&entry.name)) {
             *below = (*below).max(scan.durable_below);
@@ -311,7 +318,7 @@ impl Sources {
             segment,
             seq: entry.name.seq,
             scanned: entry.scanned,
-            complete: entry.complete,
+            complete: entry.complete(),
             suspect: entry.scanned && entry.suspect,
         };
         if self.active.len() >= MAX_UNSEALED * 2 {
