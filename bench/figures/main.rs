@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod compare;
+mod guard;
 mod memory;
 mod node;
 mod wear;

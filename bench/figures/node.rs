@@ -1,6 +1,7 @@
 //! A daemon as a process of its own, started for one figure and ended after it.
 
 use crate::Result;
+use crate::guard::Guard;
 use forebay_bench::{Counters, JobResult, Workload, measure};
 use forebay_control::rpc::Client;
 use forebay_control::stat::{NodeStat, NodeState, VolumeStat};
@@ -24,6 +25,8 @@ pub(crate) const VOLUME: &str = "bench";
 #[derive(Debug)]
 pub(crate) struct Node {
     child: Child,
+    /// For an end of this program that drops nothing.
+    _guard: Guard,
     socket: PathBuf,
     log: PathBuf,
 }
@@ -93,7 +96,7 @@ impl Node {
         let log = socket.with_extension("log");
         let file = File::create(&log).map_err(|e| format!("{}: {e}", log.display()))?;
         let twin = file.try_clone().map_err(|e| format!("{}: {e}", log.display()))?;
-        let child = Command::new(program)
+        let mut child = Command::new(program)
             .arg("serve")
             .arg("--config")
             .arg(config)
@@ -102,7 +105,12 @@ impl Node {
             .stderr(twin)
             .spawn()
             .map_err(|error| format!("{}: {error}", program.display()))?;
-        let mut node = Self { child, socket: socket.to_owned(), log };
+        let pid = child.id();
+        let guard =
+            Guard::new(&format!("kill -CONT {pid}; kill -INT {pid}")).inspect_err(|_| {
+                let _gone = child.kill();
+            })?;
+        let mut node = Self { child, _guard: guard, socket: socket.to_owned(), log };
         let end = Instant::now() + START_MAX;
         while node.stat().is_none_or(|stat| stat.node.state != NodeState::Ready) {
             let gone = node.child.try_wait().map_err(|e| e.to_string())?;

@@ -2,6 +2,7 @@
 
 use super::config::PeerConfig;
 use crate::Result;
+use crate::guard::Guard;
 use crate::node::Node;
 use std::fs;
 use std::path::PathBuf;
@@ -28,7 +29,10 @@ pub(crate) struct Counters {
 pub(crate) struct Peer {
     config: PeerConfig,
     pid: Option<u32>,
+    /// Of this project; it guards itself.
     node: Option<Node>,
+    /// For an end of this program that drops nothing.
+    _guard: Option<Guard>,
 }
 
 impl Peer {
@@ -36,10 +40,11 @@ impl Peer {
     pub(crate) fn start(config: &PeerConfig, program: &std::path::Path) -> Result<Self> {
         if let Some(file) = &config.forebay {
             let node = Node::start(program, file, &socket_of(file)?)?;
-            return Ok(Self { config: config.clone(), pid: Some(node.pid()), node: Some(node) });
+            let pid = Some(node.pid());
+            return Ok(Self { config: config.clone(), pid, node: Some(node), _guard: None });
         }
         let (Some(start), Some(pid)) = (&config.start, &config.pid) else {
-            return Ok(Self { config: config.clone(), pid: None, node: None });
+            return Ok(Self { config: config.clone(), pid: None, node: None, _guard: None });
         };
         shell(start)?;
         let pid = shell(pid)?;
@@ -47,7 +52,10 @@ impl Peer {
             .trim()
             .parse()
             .map_err(|_| format!("peer \"{}\": `pid` printed \"{pid}\"", config.name))?;
-        Ok(Self { config: config.clone(), pid: Some(pid), node: None })
+        let mut peer = Self { config: config.clone(), pid: Some(pid), node: None, _guard: None };
+        let stop = config.stop.as_deref().unwrap_or(":");
+        peer._guard = Some(Guard::new(&format!("kill -CONT {pid}; {stop}"))?);
+        Ok(peer)
     }
 
     /// Its name.
