@@ -17,6 +17,8 @@ mod target;
 mod text;
 mod wire;
 
+use rpc::support::words;
+
 pub use initiator::{discovery, initiator};
 pub use recovery::recovery;
 pub use rpc::rpc;
@@ -49,7 +51,7 @@ pub const TARGETS: [Target; 10] = [
     Target { name: "superblock", run: superblock, runs: 300_000, max_len: 4096, words: &[] },
     Target { name: "segment", run: segment, runs: 300_000, max_len: 4096, words: &[] },
     Target { name: "recovery", run: recovery, runs: 40_000, max_len: 1024, words: &[] },
-    Target { name: "rpc", run: rpc, runs: 300_000, max_len: 4096, words: rpc::WORDS },
-    Target { name: "config", run: config, runs: 200_000, max_len: 4096, words: text::TOML },
+    Target { name: "rpc", run: rpc, runs: 300_000, max_len: 4096, words: words::RPC },
+    Target { name: "config", run: config, runs: 200_000, max_len: 4096, words: words::TOML },
     Target { name: "uri", run: uri, runs: 500_000, max_len: 512, words: text::URI },
 ];

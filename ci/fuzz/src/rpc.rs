@@ -15,65 +15,7 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 #[path = "../../../src/control/tests/support/mod.rs"]
-mod support;
-
-/// Pieces of requests that parsers trip over, and what methods and parameters are called.
-pub(crate) const WORDS: &[&str] = &[
-    "{",
-    "}",
-    "[",
-    "]",
-    "\"",
-    ":",
-    ",",
-    "null",
-    "true",
-    "1e999",
-    "-0",
-    "-1",
-    "18446744073709551616",
-    "\\ud800",
-    "\\u0000",
-    "\u{7f}",
-    "é",
-    "\\",
-    "\n",
-    "\"id\":null,",
-    "\"id\":1,\"id\":2,",
-    "\"jsonrpc\":\"1.0\",",
-    "\"params\":[],",
-    "\"name\":{},",
-    "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[",
-    "\"method\":\"stat\",",
-    "\"name\":\"db\",",
-    "\"volume\":\"db\",",
-    "\"lba\":0,",
-    "\"blocks\":1,",
-    "\"mode\":\"write-back\",",
-    "\"nqn\":\"nqn.2014-08.org.nvmexpress:uuid:1\",",
-    "\"timeout\":1,",
-    "volume_list",
-    "volume_create",
-    "volume_delete",
-    "volume_set_mode",
-    "volume_drain",
-    "volume_scrub",
-    "\"rate\":\"1MiB\",",
-    "volume_set",
-    "volume_recover",
-    "host_allow",
-    "host_deny",
-    "host_list",
-    "job_list",
-    "job_cancel",
-    "config_plan",
-    "config_diff",
-    "config_export",
-    "rpc_get_methods",
-    "framework_get_reactors",
-    "bdev_get_bdevs",
-    "nvmf_get_subsystems",
-];
+pub(crate) mod support;
 
 /// Reports like a node, changes nothing.
 struct Refusing(support::Handle);

@@ -3,6 +3,7 @@
 
 use crate::chunks::{Chunk, put};
 use crate::initiator::{Host, SUBMIT, digests, discovery_output, new_discovery};
+use crate::rpc::support::words;
 use crate::target::World;
 use forebay_cache::format::BLOCK;
 use forebay_cache::format::device::{HEADER_COPY_OFFSET, SUPERS_OFFSET};
@@ -227,19 +228,7 @@ fn storage(corpus: &mut Corpus) {
 }
 
 fn texts(corpus: &mut Corpus) {
-    let requests = [
-        r#"{"jsonrpc":"2.0","id":1,"method":"volume_show","params":{"name":"db"}}"#,
-        r#"[{"jsonrpc":"2.0","id":"x","method":"volume_where","params":{"name":"db","lba":0,"blocks":8}},{"jsonrpc":"2.0","method":"stat"}]"#,
-        r#"{"jsonrpc":"2.0","id":2,"method":"volume_create","params":{"name":"w","backing":"mem:?size=1G","mode":"write-back","hosts":["nqn.2014-08.org.nvmexpress:uuid:1"]}}"#,
-        r#"{"jsonrpc":"2.0","id":3,"method":"config_diff","params":{"file":"f","text":"[node]\nname = \"x\""}}"#,
-        r#"{"jsonrpc":"2.0","id":4,"method":"bdev_get_iostat","params":{"name":"db","per_channel":false}}"#,
-        r#"{"jsonrpc":"2.0","id":5,"method":"device_fault","params":{"device":"cache:0","fault":"error","ops":["read"],"count":3}}"#,
-        r#"{"jsonrpc":"2.0","id":6,"method":"volume_set_mode","params":{"name":"db","mode":"write-through"}}"#,
-        r#"{"jsonrpc":"2.0","id":7,"method":"volume_set","params":{"name":"db","dirty_max":"1G","cache_min":"1G"}}"#,
-        r#"{"jsonrpc":"2.0","id":8,"method":"host_allow","params":{"nqn":"nqn.2014-08.org.nvmexpress:uuid:2","volume":"db"}}"#,
-        r#"{"jsonrpc":"2.0","id":9,"method":"job_cancel","params":{"id":1}} {"jsonrpc":"2.0","id":10,"method":"job_list"}"#,
-    ];
-    for (at, request) in requests.iter().enumerate() {
+    for (at, request) in words::REQUESTS.iter().enumerate() {
         add(corpus, "rpc", &format!("request-{at}"), request.as_bytes().to_vec());
     }
     let file = "[node]\nname = \"n\"\nstate_dir = \"/var/lib/forebay\"\n\

@@ -8,7 +8,7 @@ use forebay_control::config;
 use forebay_control::rpc::{Framer, handle_frame};
 use serde_json::Value;
 use std::time::{Duration, Instant};
-use support::{Dir, config as test_config, start};
+use support::{Dir, config as test_config, start, words};
 
 const COUNT: usize = 10_000;
 /// Far above what any of these takes, on a loaded machine too.
@@ -98,38 +98,7 @@ fn malformed_configuration_files() {
         + "\n[[volume]]\nname = \"w\"\nbacking = \"mem:?size=1G\"\nmode = \"write-around\"\n\
            dirty_max = \"1G\"\ndirty_age_max = \"3s\"\nhosts = []\nblock_size = 4096\n";
     let deep = "[".repeat(3000);
-    let pieces = [
-        "[[volume]]\n",
-        "[node]\n",
-        "=",
-        "\"",
-        "'''",
-        "\"\"\"",
-        "\\u",
-        "\\UFFFFFFFF",
-        "{",
-        "}",
-        "[",
-        "]",
-        "\n",
-        ".",
-        "#",
-        "99999999999999999999999",
-        "-",
-        "inf",
-        "1979-05-27T07:32:00Z",
-        "0x",
-        "é",
-        "\u{0}",
-        "\u{feff}",
-        "a.b.c.d = {e = {f = 1}}\n",
-        "hosts = [[[[\"x\"]]]]\n",
-        "name = \"w\"\n",
-        "memory = -1\n",
-        "cores = \"0-65535\"\n",
-        "cores = \"9-1\"\n",
-        &deep,
-    ];
+    let pieces = [words::TOML, &[&deep]].concat();
     run("TOML", 0x7031, |random| {
         let bytes = mutate(random, full.as_bytes(), &pieces);
         let text = String::from_utf8_lossy(&bytes);
@@ -155,46 +124,11 @@ fn malformed_configuration_files() {
 fn malformed_requests() {
     let dir = Dir::new("malformed-rpc");
     let (_node, controller) = start(&test_config(&dir.0));
-    let seeds = [
-        r#"{"jsonrpc":"2.0","id":1,"method":"volume_show","params":{"name":"db"}}"#,
-        r#"[{"jsonrpc":"2.0","id":"x","method":"volume_where","params":{"name":"db","lba":0,"blocks":8}},{"jsonrpc":"2.0","method":"stat"}]"#,
-        r#"{"jsonrpc":"2.0","id":2,"method":"volume_create","params":{"name":"db","backing":"mem:?size=1G","mode":"write-back","hosts":["nqn.2014-08.org.nvmexpress:uuid:1"]}}"#,
-        r#"{"jsonrpc":"2.0","id":3,"method":"config_diff","params":{"file":"f","text":"[node]\nname = \"x\""}}"#,
-        r#"{"jsonrpc":"2.0","id":4,"method":"bdev_get_iostat","params":{"name":"db","per_channel":false}}"#,
-        r#"{"jsonrpc":"2.0","id":5,"method":"device_fault","params":{"device":"cache:0","fault":"error","ops":["read"],"count":3}}"#,
-    ];
     let deep = format!("{}{}", "[".repeat(40), "]".repeat(40));
-    let pieces = [
-        "{",
-        "}",
-        "[",
-        "]",
-        "\"",
-        ":",
-        ",",
-        "null",
-        "true",
-        "1e999",
-        "-0",
-        "18446744073709551616",
-        "\\ud800",
-        "\\u0000",
-        "\u{7f}",
-        "é",
-        "\\",
-        " ",
-        "\n",
-        "\"params\":[],",
-        "\"id\":null,",
-        "\"id\":1,\"id\":2,",
-        "\"jsonrpc\":\"1.0\",",
-        "\"name\":{},",
-        "\"method\":\"stat\",",
-        &deep,
-    ];
+    let pieces = [words::RPC, &[&deep]].concat();
     let mut answered = 0;
     run("JSON-RPC", 0x4a53, |random| {
-        let seed = seeds[random.below(seeds.len())].as_bytes();
+        let seed = words::REQUESTS[random.below(words::REQUESTS.len())].as_bytes();
         let bytes = mutate(random, seed, &pieces);
         let mut good = true;
         let mut answers = Vec::new();

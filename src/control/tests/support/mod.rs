@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+pub mod words;
+
 use forebay_control::controller::Prepared;
 use forebay_control::error::Result;
 use forebay_control::jobs::{JobHandle, ScrubReport};
