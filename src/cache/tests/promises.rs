@@ -1,0 +1,112 @@
+//! Promises of docs/CONSISTENCY.md that no other test shows by itself.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::manual_is_multiple_of,
+    reason = "a test's helpers fail by panicking"
+)]
+
+mod harness;
+
+use forebay_cache::engine::{CacheMode, Limits};
+use forebay_io::{Duration, Outcome, RequestOp};
+use harness::{Setup, World};
+
+const K: u64 = 4096;
+const SIZE: u64 = 2 << 20;
+
+fn world(seed: u64, mode: CacheMode, volatile: bool) -> World {
+    let limits = Limits { dirty_age: Duration::from_secs(3600), ..Limits::default() };
+    let volumes = vec![(SIZE, 4096, mode)];
+    World::new(seed, Setup { volumes, volatile, limits, ..Setup::default() })
+}
+
+#[test]
+fn a_flush_in_write_back_asks_nothing_of_the_backing_device() {
+    for seed in 0..20 {
+        let volatile = seed % 2 == 0;
+        let mut w = world(seed, CacheMode::WriteBack, volatile);
+        // The first one after a start: what went past the cache before it may not be flushed.
+        let first = w.ask(0, RequestOp::Flush, 0, 0);
+        assert_eq!(w.wait_done(first), Outcome::Done);
+        w.run_for(100_000_000);
+        let flushes = w.backing[0].flushes;
+        assert!(flushes > 0 && w.backing[0].in_flight() == 0);
+        // From now on it answers nothing, so that whatever waits for it never ends.
+        w.backing[0].faults.hang = true;
+        for n in 0..50 {
+            let block = w.rng.below(256);
+            w.write(0, block * K, (1 + n % 8) * K);
+            let before = w.cache.flushes;
+            let flush = w.ask(0, RequestOp::Flush, 0, 0);
+            assert_eq!(w.wait_done(flush), Outcome::Done);
+            assert_eq!(
+                w.cache.flushes > before,
+                volatile,
+                "the cache device is flushed if need be"
+            );
+            let block = w.rng.below(256);
+            let fua = w.ask_with(0, RequestOp::Write, block * K, K, true, None);
+            assert_eq!(w.wait_done(fua), Outcome::Done);
+        }
+        let backing = &w.backing[0];
+        assert_eq!((backing.flushes, backing.writes, backing.in_flight()), (flushes, 0, 0));
+        w.backing[0].faults.hang = false;
+        w.crash(true);
+        w.check_all(0);
+    }
+}
+
+#[test]
+fn without_dirty_data_the_backing_device_alone_has_every_acknowledged_write() {
+    use CacheMode::{PassThrough, WriteAround, WriteThrough};
+    for seed in 0..30 {
+        let mode = [PassThrough, WriteAround, WriteThrough][seed as usize % 3];
+        let mut w = world(seed, mode, seed % 2 == 0);
+        for _ in 0..150 {
+            w.random_op(0);
+        }
+        w.quiesce();
+        // The cache is gone without a drain.
+        w.check_backing(0);
+        // With a power loss on top, what a Flush covered is there. In write-through the cache is what it
+        // covers; the backing device's flush comes with destage.
+        if mode == WriteThrough {
+            w.drain(0);
+        }
+        let flush = w.ask(0, RequestOp::Flush, 0, 0);
+        assert_eq!(w.wait_done(flush), Outcome::Done);
+        w.backing[0].crash(true);
+        w.check_backing(0);
+    }
+}
+
+#[test]
+fn a_lost_cache_takes_no_more_than_what_was_dirty() {
+    for seed in 0..20 {
+        let mut w = world(seed, CacheMode::WriteBack, false);
+        for _ in 0..80 {
+            w.random_op(0);
+        }
+        w.quiesce();
+        w.drain(0);
+        for _ in 0..40 {
+            let block = w.rng.below(SIZE / K);
+            w.write(0, block * K, K);
+        }
+        let mut dirty = vec![false; (SIZE / K) as usize];
+        w.engine.dirty_ranges(World::id(0), |first, blocks| {
+            dirty[first as usize..(first + blocks) as usize].fill(true);
+        });
+        let count = dirty.iter().filter(|dirty| **dirty).count() as u64;
+        assert!((1..=40).contains(&count), "{count} dirty blocks");
+        assert_eq!(w.engine.volume_stats(World::id(0)).unwrap().dirty_bytes, count * K);
+        for (block, _) in (0..).zip(&dirty).filter(|(_, dirty)| !**dirty) {
+            let data = w.backing[0].peek(block * K, K);
+            let now = w.now;
+            w.model[0].check_read(block * K, &data, now, now);
+        }
+    }
+}
