@@ -14,9 +14,13 @@ use forebay_control::stat::Health;
 use forebay_control::stat::VolumeState;
 use serde_json::json;
 use std::ops::Range;
+use std::path::Path;
+use std::process::Command;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 use support::{
-    Daemon, Host, HostOptions, Load, MIB, Plan, Setup, Volume, forebay, refused, seed, wait,
+    Daemon, Host, HostOptions, Load, Loop, MIB, Mount, Plan, Setup, Volume, forebay, refused, seed,
+    wait,
 };
 
 const UNIT: u64 = 4096;
@@ -55,6 +59,52 @@ fn inside(lost: &[Range<u64>], unit: u64) -> bool {
     lost.iter().any(|range| range.contains(&unit))
 }
 
+/// A cache device that can be made to fail, and to work again.
+struct Cache {
+    what: String,
+    /// Its name for `format --force`.
+    name: String,
+    fail: Box<dyn FnOnce(&Daemon)>,
+    heal: Box<dyn FnOnce()>,
+    /// Killed, not stopped, after it failed.
+    kill: bool,
+}
+
+impl Cache {
+    /// A file behind `fault:`.
+    fn fault(setup: &mut Setup, fault: &'static str) -> Self {
+        setup.cache_file("fault:", 512 * MIB);
+        Self {
+            what: fault.to_owned(),
+            name: "cache.img".to_owned(),
+            fail: Box::new(move |daemon| daemon.fault("cache:0", fault, &[])),
+            heal: Box::new(|| {}),
+            kill: fault == "error",
+        }
+    }
+
+    /// A device of a real file system, which fails by `fail` and is mended by `heal`.
+    fn on(
+        setup: &mut Setup,
+        what: &str,
+        path: &Path,
+        fail: impl FnOnce() + 'static,
+        heal: impl FnOnce() + 'static,
+    ) -> Self {
+        let uri = format!("uring:{}", path.display());
+        let made = forebay(&["format", &uri]);
+        assert_eq!(made.code, Some(0), "{}", made.text);
+        setup.caches.push(uri);
+        Self {
+            what: what.to_owned(),
+            name: path.file_name().unwrap().to_str().unwrap().to_owned(),
+            fail: Box::new(move |_| fail()),
+            heal: Box::new(heal),
+            kill: true,
+        }
+    }
+}
+
 struct Rig {
     setup: Setup,
     daemon: Daemon,
@@ -67,9 +117,7 @@ struct Rig {
 
 impl Rig {
     /// A volume with a clean part, a dirty one and one that was never touched.
-    fn new(seed: u64) -> Self {
-        let mut setup = Setup::new();
-        setup.cache_file("fault:", 512 * MIB);
+    fn new(mut setup: Setup, seed: u64) -> Self {
         let size = 192 * MIB;
         let backing = setup.backing_file("backing.img", size);
         let volume = Volume::new("v", &format!("uring:{}", backing.display()))
@@ -92,9 +140,9 @@ impl Rig {
         Self { setup, daemon, host, load, clean, dirty, free }
     }
 
-    fn check_failing(&mut self, fault: &str) {
+    fn check_failing(&mut self, what: &str, fail: impl FnOnce(&Daemon)) {
         let Self { daemon, host, load, .. } = self;
-        daemon.fault("cache:0", fault, &[]);
+        fail(daemon);
         let began = Instant::now();
         // Writes go on, all of them: at once, or when the device has not answered for long enough.
         let fresh = self.free.start..self.free.start + 2048;
@@ -114,11 +162,11 @@ impl Rig {
             said.then(|| stat.complaints().join("; "))
         });
         assert_eq!(daemon.command(&["stat"]).code, Some(3), "`forebay stat` is degraded");
-        self.check_dirty(fault, served, &cause);
+        self.check_dirty(what, served, &cause);
     }
 
     /// Reads of dirty data return it or fail; those that fail are listed.
-    fn check_dirty(&mut self, fault: &str, served: u64, cause: &str) {
+    fn check_dirty(&mut self, what: &str, served: u64, cause: &str) {
         let Self { daemon, host, load, .. } = self;
         load.failed_reads.clear();
         let copies = load.read_all(host, &pieces(self.dirty.clone()));
@@ -143,7 +191,7 @@ impl Rig {
         load.assert_no_errors();
         assert!(!lost(daemon, load.plan.units).iter().any(|range| range.start < again.end));
         println!(
-            "process: cache {fault}: {served} clean and fresh blocks served, {copies} dirty ones \
+            "process: cache {what}: {served} clean and fresh blocks served, {copies} dirty ones \
              had a copy, {} MiB listed as lost in {} ranges, {} reads of them failed, {rewritten} \
              rewritten and read; \"{cause}\"",
             bytes / MIB,
@@ -155,9 +203,9 @@ impl Rig {
     /// Stopped or killed, and started again with a device that works: it holds records that are older than
     /// what went to the backing store meanwhile. It is refused. Made anew, it lets the volume go
     /// on once somebody has said that the old cache is lost, and nothing stale is read.
-    fn check_restart(mut self, fault: &str) {
+    fn check_restart(mut self, what: &str, name: &str, kill: bool, heal: impl FnOnce()) {
         self.host.disconnect();
-        let how = if fault != "error" {
+        let how = if !kill {
             let (status, took) = self.daemon.interrupt();
             assert_eq!(status.code(), Some(0), "Ctrl-C ends it well: {status}");
             assert!(took < Duration::from_secs(20), "Ctrl-C took {took:?}");
@@ -166,11 +214,15 @@ impl Rig {
             self.daemon.kill();
             "killed"
         };
-        let refusal = refused(&self.setup);
+        heal();
+        // The kernel closes the files of a process that was killed some time after it.
+        let refusal = wait("the devices can be opened again", Duration::from_secs(60), || {
+            Some(refused(&self.setup)).filter(|refusal| !refusal.text.contains("is in use"))
+        });
         assert_eq!(refusal.code, Some(5), "refused as unsafe: {}", refusal.text);
         assert!(refusal.text.contains("--lost-cache"), "says what to do: {}", refusal.text);
         let uri = self.setup.caches[0].trim_start_matches("fault:").to_owned();
-        let made = forebay(&["format", &uri, "--force", "cache.img"]);
+        let made = forebay(&["format", &uri, "--force", name]);
         assert_eq!(made.code, Some(0), "{}", made.text);
 
         let daemon = Daemon::start(&self.setup);
@@ -199,7 +251,7 @@ impl Rig {
         }
         self.load.assert_no_errors();
         println!(
-            "process: {how} after cache {fault}: refused, then cold after volume recover: \
+            "process: {how} after cache {what}: refused, then cold after volume recover: \
              {verified} blocks verified; \"{}\"",
             refusal.text.trim()
         );
@@ -209,12 +261,72 @@ impl Rig {
     }
 }
 
+/// The cache of this node fails, then the node starts again.
+fn check(setup: Setup, cache: Cache, seed: u64) {
+    let Cache { what, name, fail, heal, kill } = cache;
+    let mut rig = Rig::new(setup, seed);
+    rig.check_failing(&what, fail);
+    rig.check_restart(&what, &name, kill, heal);
+}
+
 #[test]
 fn a_failing_cache_device_loses_only_what_it_alone_had() {
     let seed = seed(5);
     for (fault, seed) in [("error", seed), ("gone", seed + 1), ("hang", seed + 2)] {
-        let mut rig = Rig::new(seed);
-        rig.check_failing(fault);
-        rig.check_restart(fault);
+        let mut setup = Setup::new();
+        let cache = Cache::fault(&mut setup, fault);
+        check(setup, cache, seed);
     }
+}
+
+const FILE: u64 = 256 * MIB;
+
+/// The kernel's loop device over a file whose file system runs full fails writes, as a disk would.
+#[test]
+fn a_failing_cache_block_device_loses_only_what_it_alone_had() {
+    let mut setup = Setup::new();
+    let test = "a cache on a failing block device";
+    let Some(mount) = Mount::tmpfs(&setup.dir, "small", test, FILE + 48 * MIB) else { return };
+    let mount = Rc::new(mount);
+    let file = mount.sparse("cache.img", FILE);
+    let disk = Loop::new(&file);
+    let (full, room) = (Rc::clone(&mount), Rc::clone(&mount));
+    let fail = move || assert!(full.fill() > 0);
+    let cache = Cache::on(&mut setup, test, &disk.0, fail, move || room.clear());
+    check(setup, cache, seed(8));
+}
+
+/// A cache file that was copied without its empty blocks has no space of its own where there is not
+/// that much (a warning at the start), and runs into ENOSPC.
+#[test]
+fn a_cache_file_that_runs_out_of_space_loses_only_what_it_alone_had() {
+    let mut setup = Setup::new();
+    let test = "a cache file on a full tmpfs";
+    let Some(mount) = Mount::tmpfs(&setup.dir, "small", test, FILE + 48 * MIB) else { return };
+    let mount = Rc::new(mount);
+    let file = mount.sparse("cache.img", FILE);
+    let (full, room) = (Rc::clone(&mount), Rc::clone(&mount));
+    let heal = move || {
+        room.resize(FILE + 48 * MIB);
+        room.clear();
+    };
+    let cache = Cache::on(&mut setup, test, &file, move || assert!(full.fill() > 0), heal);
+    let copy = file.with_extension("copy");
+    let copied = Command::new("cp").arg("--sparse=always").args([&file, &copy]).status().unwrap();
+    assert!(copied.success() && std::fs::rename(&copy, &file).is_ok());
+    mount.resize(FILE - 48 * MIB);
+    check(setup, cache, seed(9));
+}
+
+/// The file system under a cache file is gone: every operation is an I/O error.
+#[test]
+fn a_cache_file_whose_file_system_fails_loses_only_what_it_alone_had() {
+    let mut setup = Setup::new();
+    let test = "a cache file on an ext4 that is cut off";
+    let Some(mount) = Mount::ext4(&setup.dir, "cache", test, FILE + 64 * MIB) else { return };
+    let mount = Rc::new(mount);
+    let file = mount.sparse("cache.img", FILE);
+    let (away, back) = (Rc::clone(&mount), Rc::clone(&mount));
+    let cache = Cache::on(&mut setup, test, &file, move || away.cut_off(), move || back.again());
+    check(setup, cache, seed(10));
 }

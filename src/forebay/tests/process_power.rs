@@ -75,14 +75,7 @@ fn a_backing_file_system_that_is_cut_off_loses_nothing() {
         drop(daemon);
         mount.again();
     }
-    let daemon = Daemon::start(&setup);
-    let mut host = connect(&setup);
-    load.verify(&mut host);
-    load.assert_no_errors();
-    host.disconnect();
-    daemon.drain("v", Duration::from_secs(60));
-    let compared = load.compare_file(&backing);
-    daemon.stop();
+    let compared = support::last_look(&setup, &mut load, &backing);
     assert!(destaged > 8 * MIB, "destage was under way: {destaged}");
     println!(
         "process: backing ext4 cut off {ROUNDS} times: \"{cause}\"; {} MiB had been destaged, {} writes \
@@ -120,14 +113,7 @@ fn a_cache_file_system_that_is_cut_off_keeps_what_was_flushed() {
         drop(daemon);
         mount.again();
     }
-    let daemon = Daemon::start(&setup);
-    let mut host = connect(&setup);
-    load.verify(&mut host);
-    load.assert_no_errors();
-    host.disconnect();
-    daemon.drain("v", Duration::from_secs(60));
-    let compared = load.compare_file(&backing);
-    daemon.stop();
+    let compared = support::last_look(&setup, &mut load, &backing);
     println!(
         "process: cache ext4 cut off {ROUNDS} times after a flush: {} writes, {} blocks verified, {compared} \
          bytes compared with the backing file",

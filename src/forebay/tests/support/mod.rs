@@ -27,6 +27,7 @@ pub use model::Model;
 pub use mount::{Loop, Mount};
 pub use setup::{Setup, Volume};
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,20 @@ pub fn conclude(verified: u64) {
         RANDOM_KILLS.swap(0, Ordering::Relaxed),
         FAILPOINT_KILLS.swap(0, Ordering::Relaxed)
     );
+}
+
+/// Starts the node once more: everything reads right, and after a drain the backing file of its volume `v` is what the host
+/// wrote. Returns the bytes compared.
+pub fn last_look(setup: &Setup, load: &mut Load, backing: &Path) -> u64 {
+    let daemon = Daemon::start(setup);
+    let mut host = Host::connect(setup.address(), &Setup::nqn("v"), HostOptions::default());
+    load.verify(&mut host);
+    load.assert_no_errors();
+    host.disconnect();
+    daemon.drain("v", Duration::from_secs(60));
+    let compared = load.compare_file(backing);
+    daemon.stop();
+    compared
 }
 
 /// Bytes of a MiB.

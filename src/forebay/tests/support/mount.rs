@@ -74,7 +74,7 @@ impl Mount {
             out.status.success()
         };
         // The kernel closes the files of a process that was killed some time after it.
-        super::wait("the file system can be unmounted", Duration::from_secs(10), || {
+        super::wait("the file system can be unmounted", Duration::from_secs(60), || {
             run(Command::new("umount").arg(&self.path)).then_some(())
         });
         assert!(run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&self.path)));
@@ -98,6 +98,13 @@ impl Mount {
             }
         }
         taken
+    }
+
+    /// Gives a tmpfs another size.
+    pub fn resize(&self, bytes: u64) {
+        let size = format!("remount,size={bytes}");
+        let done = Command::new("mount").args(["-o", &size]).arg(&self.path).status().unwrap();
+        assert!(done.success());
     }
 
     /// Gives that space back.
