@@ -43,7 +43,7 @@ check() {
     fi
     ((status == SKIPPED)) || attempt 0 "$@"
     case $status in
-    0) echo "ok $name # ${caught:-$(seconds_since "$began") s}" ;;
+    0) echo "ok $name # ${caught:-$(seconds_since "$began") s}$(counts)" ;;
     "$SKIPPED") echo "skip $name: $(why)" ;;
     *) echo "not ok $name: $(why)" && show_failure "$name" >/dev/ttyS0 ;;
     esac
@@ -59,6 +59,7 @@ attempt() {
     if ((spoiled)); then kernel_mark; fi
     spoiled=$spoil
     : >"$RUN/expected"
+    : >"$RUN/report"
     (
         set +e
         (
@@ -84,6 +85,10 @@ attempt() {
     fi
     kernel_mark
 }
+
+# Says what a check counted, for the line of results.
+report() { echo "$*" >"$RUN/report"; }
+counts() { [[ ! -s $RUN/report ]] || echo "; $(<"$RUN/report")"; }
 
 # The reason: the last line that the check wrote.
 why() {

@@ -96,15 +96,43 @@ same() { [[ $1 == "$2" ]] || fail "$3: $1 instead of $2"; }
 
 # Runs fio on file or device $1 with options $2... and fails on any error in its report, which is left in $RUN/fio.
 run_fio() {
-    local file=$1 report=$RUN/fio
+    start_fio "$@" || fail "fio: $(grep -m 1 -iE 'verify:|err' "$RUN/fio" || tail -n 1 "$RUN/fio")"
+    [[ $(fio_error) == 0 ]] || fail "fio: $(grep -m 1 'verify:' "$RUN/fio" || grep '"error"' "$RUN/fio")"
+}
+start_fio() {
+    local file=$1
     shift
     # No state files: they would be made in the directory of all checks.
     fio --name=check --verify_state_save=0 --filename="$file" --ioengine=libaio --direct=1 --verify_fatal=1 --randseed=7 \
-        --output-format=json --output="$report" "$@" || fail "fio: $(grep -m 1 -iE 'verify:|err' "$report" || tail -n 1 "$report")"
-    [[ $(awk '$1 == "\"error\"" { print $3 + 0 }' "$report") == 0 ]] || fail "fio: $(grep -m 1 'verify:' "$report" || grep '"error"' "$report")"
+        --output-format=json --output="$RUN/fio" "$@"
 }
+# The first error number that it met, or 0.
+fio_error() { awk '$1 == "\"error\"" { print $3 + 0; exit }' "$RUN/fio"; }
 # The bytes that the last fio moved: $1 is read or write.
 fio_bytes() { awk -v part="\"$1\"" '$1 == part { found = 1 } found && $1 == "\"io_bytes\"" { print $3 + 0; exit }' "$RUN/fio"; }
+
+# One restart of the target of volume $2, after $4 seconds, while process $1 loads it.
+restart_under() {
+    local load=$1 volume=$2 how=$3
+    sleep "$4"
+    kill -0 "$load" || fail 'the load ended before the restart'
+    "target_$how" "$volume"
+    eventually 15 in_state "$volume" connecting || fail "the host did not notice: state $(state_of "$volume")"
+    sleep 0.3
+    target_start "$volume"
+    eventually 30 in_state "$volume" live || fail "the host did not come back: state $(state_of "$volume")"
+    kill -0 "$load" || fail 'the load ended during the restart'
+}
+in_state() { [[ $(state_of "$1") == "$2" ]]; }
+
+# What the host's driver says of a lost connection, and no more than that: not `I/O error`, not `timeout`.
+expect_lost_connection() {
+    expect_kernel 'nvme nvme[0-9]+: (starting error recovery|failed to connect socket: -111|failed to send request -(32|104)|queue [0-9]+: .*)$'
+    expect_kernel 'block nvme[0-9]+n1: no usable path - requeuing I/O$'
+    expect_kernel 'nvme_ns_head_submit_bio: [0-9]+ callbacks suppressed$'
+    # A keep-alive that meets a connection on its way down ends unsent; its round trip is then counted from the one before.
+    expect_kernel 'nvme nvme[0-9]+: (long keepalive RTT \([0-9]+ ms\)|failed nvme_keep_alive_end_io error=10)$'
+}
 
 # Writes to device $1 at random with fio options $2..., then reads all of it again and compares checksums: two runs of fio
 # with one random sequence.

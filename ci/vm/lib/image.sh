@@ -7,7 +7,7 @@ readonly MODULES=(virtio_pci virtio_blk ext4 crc32c_generic loop dm-mod dm-flake
 # Programs of the guest besides busybox; with the libraries that ldd names.
 readonly PROGRAMS=(
     bash nvme fio jq ss ip modprobe mkfs.ext4 fsck.ext4 e2fsck filefrag dumpe2fs blkdiscard fstrim blockdev losetup
-    mountpoint timeout sha256sum cmp dd stat truncate setsid
+    mountpoint timeout sha256sum cmp dd stat truncate setsid dmsetup
 )
 
 # Sets $vmlinuz, $modules (a tree with lib/modules) and $kernel (its release). $1: package, or empty for the default one.

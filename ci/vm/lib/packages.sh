@@ -4,7 +4,7 @@
 # A program that proves its package is there, and the package.
 readonly NEEDED=(
     qemu-system-x86_64:qemu-system-x86 busybox:busybox-static nvme:nvme-cli fio:fio modprobe:kmod ss:iproute2 jq:jq
-    mkfs.ext4:e2fsprogs blkdiscard:util-linux cpio:cpio xz:xz-utils dpkg-deb:dpkg
+    mkfs.ext4:e2fsprogs dmsetup:dmsetup blkdiscard:util-linux cpio:cpio xz:xz-utils dpkg-deb:dpkg
 )
 
 as_root() {
