@@ -105,8 +105,8 @@ fn flipped_bits_are_healed_or_reported() {
     let volume = daemon.volume("v");
     assert_eq!((volume.healed, volume.damaged_bytes), (clean.len() as u64, damaged * 4096));
     assert_eq!(lost(&daemon), dirty, "exactly those");
-    let last = text.lines().rev().find(|line| !line.starts_with('{')).unwrap_or_default();
-    println!("process: forebay scrub v: exit code 3: {last}");
+    let said = text.lines().find(|line| line.contains("damaged") && !line.starts_with('{'));
+    println!("process: forebay scrub v: exit code 3: {}", said.expect("it says what it found"));
     let table = daemon.command(&["volume", "where", "v", "--lba", "0+4096"]);
     let rows: Vec<&str> = table.text.lines().filter(|row| row.contains("lost")).collect();
     let shown: Vec<String> = dirty.iter().map(|block| format!("{block}-{block} ")).collect();
@@ -115,7 +115,7 @@ fn flipped_bits_are_healed_or_reported() {
     println!("process: forebay volume where v: {} rows, such as: {}", rows.len(), rows[0]);
     let stat = daemon.command(&["stat"]);
     assert_eq!(stat.code, Some(3), "`forebay stat` is degraded: {}", stat.text);
-    let complaint = stat.text.lines().find(|line| line.contains("damaged"));
+    let complaint = stat.text.lines().find(|line| line.contains("! "));
     println!("process: forebay stat: exit code 3: {}", complaint.expect("it says what is wrong"));
     let logged = daemon.log().lines().filter(|line| line.contains("dirty data is damaged")).count();
     assert!((1..=4).contains(&logged), "{logged} lines for {damaged} blocks:\n{}", daemon.log());
