@@ -8,7 +8,7 @@ readonly SOCKET=/run/forebay/512.sock
 readonly HALF=1048576 # sectors: 512 MiB of /dev/vdb for each of the two devices
 readonly MAPPER=/dev/mapper
 # What the host's driver says of a read that has no good copy: the status Unrecovered Read Error.
-readonly LOST_READ='critical medium error, dev nvme[0-9]+(c[0-9]+)?n1|I/O error, dev nvme[0-9]+(c[0-9]+)?n1|nvme[0-9]+(c[0-9]+)?n1: I/O Cmd|Buffer I/O error on dev nvme|nvme_log_error: [0-9]+ callbacks suppressed'
+readonly LOST_READ='critical medium error, dev nvme[0-9]+(c[0-9]+)?n1|I/O error, dev nvme[0-9]+(c[0-9]+)?n1|nvme[0-9]+(c[0-9]+)?n1: I/O Cmd|Buffer I/O error on dev nvme|[a-z_]+: [0-9]+ callbacks suppressed'
 
 # Gives device $1 (backing or cache) another behaviour: good, or the arguments of dm-flakey behind device and offset.
 # The kernel lets operations under way end, then swaps.
@@ -104,7 +104,7 @@ backing_fails() {
     expect_lost_connection
     fresh 300ms
     device=$(device_of 512)
-    write_part "$device" all --rate=900k,900k &
+    write_part "$device" all --rate=400k,400k &
     writer=$!
     for how in "$BY_TURNS" "$WRITES_FAIL" "$ALL_FAILS"; do
         behave backing "$how"
