@@ -75,7 +75,7 @@ impl Cache {
     fn fault(setup: &mut Setup, fault: &'static str) -> Self {
         setup.cache_file("fault:", 512 * MIB);
         Self {
-            what: fault.to_owned(),
+            what: format!("cache {fault}"),
             name: "cache.img".to_owned(),
             fail: Box::new(move |daemon| daemon.fault("cache:0", fault, &[])),
             heal: Box::new(|| {}),
@@ -191,7 +191,7 @@ impl Rig {
         load.assert_no_errors();
         assert!(!lost(daemon, load.plan.units).iter().any(|range| range.start < again.end));
         println!(
-            "process: cache {what}: {served} clean and fresh blocks served, {copies} dirty ones \
+            "process: {what}: {served} clean and fresh blocks served, {copies} dirty ones \
              had a copy, {} MiB listed as lost in {} ranges, {} reads of them failed, {rewritten} \
              rewritten and read; \"{cause}\"",
             bytes / MIB,
@@ -251,7 +251,7 @@ impl Rig {
         }
         self.load.assert_no_errors();
         println!(
-            "process: {how} after cache {what}: refused, then cold after volume recover: \
+            "process: {how} after {what}: refused, then cold after volume recover: \
              {verified} blocks verified; \"{}\"",
             refusal.text.trim()
         );

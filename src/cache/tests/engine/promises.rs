@@ -1,18 +1,8 @@
 //! Promises of docs/CONSISTENCY.md that no other test shows by itself.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::cast_possible_truncation,
-    clippy::manual_is_multiple_of,
-    reason = "a test's helpers fail by panicking"
-)]
 
-mod harness;
-
+use crate::harness::{Setup, World};
 use forebay_cache::engine::{CacheMode, Limits};
 use forebay_io::{Duration, Outcome, RequestOp};
-use harness::{Setup, World};
 
 const K: u64 = 4096;
 const SIZE: u64 = 2 << 20;

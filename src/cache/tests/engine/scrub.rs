@@ -1,22 +1,12 @@
 //! Self-healing and scrub: rot planted in clean and dirty blocks, torn and misdirected records, and
 //! no false alarm whatever goes on meanwhile.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::cast_possible_truncation,
-    clippy::manual_is_multiple_of,
-    reason = "a test's helpers fail by panicking"
-)]
 
-mod harness;
-
+use crate::harness::{Setup, World, seeds, uuid};
 use forebay_cache::engine::{
     CacheMode, CopyAt, Event, Limits, ScrubReport, ScrubState, ScrubStatus, VolumeStats,
 };
 use forebay_io::crc::{block_crc, fold16};
 use forebay_io::{BlockError, DeviceError, Duration, Outcome, RequestOp};
-use harness::{Setup, World, seeds, uuid};
 
 const K: u64 = 4096;
 /// Fast enough that a whole cache takes some milliseconds.

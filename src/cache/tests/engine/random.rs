@@ -1,19 +1,9 @@
 //! The engine against simulated devices: hard cases of the design by name, random runs against a
 //! model, crashes.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::cast_possible_truncation,
-    clippy::manual_is_multiple_of,
-    reason = "a test's helpers fail by panicking"
-)]
 
-mod harness;
-
+use crate::harness::{Setup, World, seeds};
 use forebay_cache::engine::{CacheMode, Limits};
 use forebay_io::{Duration, RequestOp};
-use harness::{Setup, World, seeds};
 
 const ALL: [CacheMode; 4] =
     [CacheMode::PassThrough, CacheMode::WriteAround, CacheMode::WriteThrough, CacheMode::WriteBack];

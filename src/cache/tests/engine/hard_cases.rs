@@ -1,18 +1,8 @@
 //! The hard cases of the design, each by name.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::cast_possible_truncation,
-    clippy::manual_is_multiple_of,
-    reason = "a test's helpers fail by panicking"
-)]
 
-mod harness;
-
+use crate::harness::{Setup, World};
 use forebay_cache::engine::{CacheMode, ControlError, CopyAt, Event, Limits, OnFailure};
 use forebay_io::{BlockError, DeviceError, Duration, Instant, Outcome, RequestOp};
-use harness::{Setup, World};
 
 const K: u64 = 4096;
 
@@ -418,7 +408,7 @@ fn requests_wait_for_a_failing_backing_device_if_so_configured() {
 #[test]
 fn error_on_any_single_read_or_write_at_any_point() {
     let mut injected = 0;
-    for seed in harness::seeds(60) {
+    for seed in crate::harness::seeds(60) {
         println!("seed {seed}");
         let setup = Setup {
             volumes: vec![(1 << 20, 4096, CacheMode::WriteBack)],
@@ -673,7 +663,7 @@ fn a_backing_device_of_the_wrong_size_or_with_someone_elses_data() {
     let mut w = world(7, CacheMode::WriteBack);
     w.write(0, 0, 4 * K);
     w.cache.crash(false);
-    let (header, recovered) = harness::recover(&mut w.cache);
+    let (header, recovered) = crate::harness::recover(&mut w.cache);
     let config = forebay_cache::engine::EngineConfig {
         limits: Limits::default(),
         tier_pages: 0,
@@ -776,7 +766,7 @@ fn a_detached_volume_comes_back_cold_and_right() {
         // Somebody else changes the backing device.
         let data = vec![0; 64 * 4096];
         w.backing[0].put(0, &data);
-        w.model[0] = harness::model::Model::new(2 << 20);
+        w.model[0] = crate::harness::model::Model::new(2 << 20);
         if seed % 2 == 0 {
             w.crash(false);
         } else {
@@ -857,7 +847,7 @@ fn a_crash_while_dirty_data_is_dropped_leaves_all_of_it_or_none() {
         left[usize::from(after > 0)] += 1;
         if after == 0 {
             // The volume is what its backing device has: zeroes, as it was never written.
-            w.model[0] = harness::model::Model::new(2 << 20);
+            w.model[0] = crate::harness::model::Model::new(2 << 20);
         } else {
             assert_eq!(after, before, "seed {seed}");
         }
@@ -900,7 +890,7 @@ fn a_shard_asks_for_extents_before_it_evicts_and_keeps_them_over_a_crash() {
     use forebay_cache::format::geometry::Extent;
     let mut w = world(1, CacheMode::WriteBack);
     // The harness made one shard that owns all; format again with two that own nothing.
-    let mut options = forebay_cache::format::plan::FormatOptions::new(harness::uuid(200));
+    let mut options = forebay_cache::format::plan::FormatOptions::new(crate::harness::uuid(200));
     (options.shards, options.segment_slots) = (Some(2), Some(64));
     let plan = forebay_cache::format::plan::plan(&w.cache.info, &options).unwrap();
     let extent_segments = plan.header.extent_segments;
@@ -909,7 +899,7 @@ fn a_shard_asks_for_extents_before_it_evicts_and_keeps_them_over_a_crash() {
             w.cache.put(offset, &bytes);
         }
     }
-    let (header, recovered) = harness::recover_into(&mut w.cache, 4096);
+    let (header, recovered) = crate::harness::recover_into(&mut w.cache, 4096);
     assert_eq!(recovered.map.segments(), 0);
     let config = EngineConfig {
         limits: Limits::default(),
@@ -934,7 +924,7 @@ fn a_shard_asks_for_extents_before_it_evicts_and_keeps_them_over_a_crash() {
         w.write(0, block * K, K);
     }
     w.cache.crash(false);
-    let (header, recovered) = harness::recover_into(&mut w.cache, 4096);
+    let (header, recovered) = crate::harness::recover_into(&mut w.cache, 4096);
     assert_eq!(recovered.map.segments(), count);
     w.engine = Engine::new(&config, header, recovered);
     w.attach_all();
@@ -959,7 +949,7 @@ fn overlapping_burst(w: &mut World) {
 
 #[test]
 fn write_through_leaves_on_the_backing_device_what_the_cache_showed() {
-    for seed in harness::seeds(6) {
+    for seed in crate::harness::seeds(6) {
         for volatile in [false, true] {
             let limits = Limits { dirty_age: Duration::from_millis(50), ..Limits::default() };
             let setup = Setup {

@@ -1,18 +1,8 @@
 //! What the engine counts of hosts' blocks: per volume, each block once, by where it came from.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::cast_possible_truncation,
-    clippy::manual_is_multiple_of,
-    reason = "a test's helpers fail by panicking"
-)]
 
-mod harness;
-
+use crate::harness::{Setup, World, seeds};
 use forebay_cache::engine::{BlockCounts, CacheMode, Limits};
 use forebay_io::{BlockError, DeviceError, Duration, Instant, Outcome, RequestOp};
-use harness::{Setup, World, seeds};
 
 const K: u64 = 4096;
 
