@@ -132,6 +132,8 @@ sabotage_backing_fails() { midway() { spoil "$1" 5242880; }; }
 cache_fails() {
     local device writer dirty lost status=0
     expect_lost_connection
+    # While the volume is down nobody is let in.
+    expect_kernel 'nvme nvme[0-9]+: (Connect Invalid Data Parameter, subsysnqn "[^"]*"|failed to connect queue: 0 ret=[0-9]+)$'
     expect_kernel "$LOST_READ"
     fresh 1h
     device=$(device_of 512)
