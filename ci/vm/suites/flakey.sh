@@ -67,7 +67,7 @@ part() {
     b) echo --offset=64m --size=12m --randseed=12 ;;
     c) echo --offset=128m --size=16m --randseed=13 ;;
     a2) echo --offset=0 --size=12m --randseed=14 ;;
-    all) echo --offset=0 --size=20m --randseed=15 ;;
+    all) echo --offset=0 --size=16m --randseed=15 ;;
     esac
 }
 # The options of a load on part $1.
