@@ -27,6 +27,7 @@ mod mode;
 mod ops;
 mod range_ops;
 mod read;
+mod rebuild;
 mod reclaim;
 mod request;
 mod scrub;
@@ -45,7 +46,7 @@ pub use locate::{CopyAt, Place};
 pub use mode::{ControlError, MAX_VOLUMES};
 pub use scrub::{ScrubReport, ScrubState, ScrubStatus};
 pub use stats::{BlockCounts, Counts, EngineStats, SILENT, VolumeStats};
-pub use types::{Action, BLOCK, CacheMode, Event, Limits, OnFailure, Source, VolumeSpec};
+pub use types::{Action, Aim, BLOCK, CacheMode, Event, Limits, OnFailure, Source, VolumeSpec};
 
 use crate::fold::Folds;
 use crate::format::device::DeviceHeader;
@@ -121,12 +122,15 @@ pub struct Engine<B: Buf> {
     hold: HazardTable,
     /// Claims on backing devices' blocks.
     backing: HazardTable,
+    /// Claims of writes that timed out, and when they end.
+    doubtful: VecDeque<(Instant, crate::hazard::ClaimId)>,
     fills: Fills<B>,
     destage: Destage<B>,
     trim_ordinal: Option<u64>,
     ranges_since: Instant,
     reclaim: Reclaim,
     scrub: scrub::Scrub,
+    rebuild: Option<rebuild::Rebuild>,
     flush: Flushes,
     supers: SuperWriter,
     /// Footers that wait for a flush, in the order of their seals.
@@ -224,6 +228,8 @@ impl<B: Buf> Engine<B> {
             ranges_since: Instant(0),
             reclaim: Reclaim::new(),
             scrub: scrub::Scrub::new(),
+            rebuild: None,
+            doubtful: VecDeque::new(),
             flush: Flushes::default(),
             supers: {
                 let mut block = superblock;
@@ -369,6 +375,11 @@ impl<B: Buf> Engine<B> {
             What::QuietFlush { volume } => self.quiet_flush_done(cx, volume, done.result),
             What::Superblock => self.super_done(cx, done.result),
             What::Probe { volume } => self.probe_done(cx, volume, done.result),
+            What::Rebuild => {
+                self.rebuild_read(cx, done);
+                self.destage_step(cx);
+                self.reclaim_step(cx);
+            }
             What::ScrubFooter { seg } => self.scrub_footer(cx, seg, done),
             What::ScrubRead { slot } => self.scrub_read(cx, slot, done),
             What::ScrubFill { volume, block, fill, serial } => {
@@ -434,6 +445,9 @@ impl<B: Buf> Engine<B> {
             at = at.min(since + fill::STAGED_MAX);
         }
         at = at.min(self.destage.deadline()).min(self.sweep_deadline());
+        if let Some((end, _)) = self.doubtful.front() {
+            at = at.min((*end).max(self.watch_at));
+        }
         at = at.min(self.refusals.deadline()).min(self.scrub.deadline());
         for h in &self.stalled {
             if let Some(req) = self.reqs.get(*h) {

@@ -143,7 +143,9 @@ pub struct Device {
     /// What an overwritten range held, for stale reads.
     before: Vec<(u64, Vec<u8>)>,
     /// Writes that timed out and take effect later.
-    late: Vec<(u64, u64, Rc<[u8]>)>,
+    late: Vec<(u64, u64, Rc<[u8]>, bool)>,
+    /// Blocks that cannot be read until they are written.
+    unreadable: std::collections::BTreeSet<u64>,
     touches: Option<Vec<Touch>>,
     /// Complaints of the device about how it is used.
     pub complaints: Vec<String>,
@@ -178,6 +180,7 @@ impl Device {
             rows: std::collections::BTreeMap::new(),
             before: Vec::new(),
             late: Vec::new(),
+            unreadable: std::collections::BTreeSet::new(),
             touches: None,
             complaints: Vec::new(),
         }
@@ -186,6 +189,11 @@ impl Device {
     /// From now on every touch is kept for [`Device::touches`].
     pub fn watch(&mut self) {
         self.touches = Some(Vec::new());
+    }
+
+    /// From now on the block at this offset cannot be read, until it is written.
+    pub fn spoil(&mut self, offset: u64) {
+        self.unreadable.insert(offset / 4096);
     }
 
     /// What happened since the last call.
@@ -210,7 +218,8 @@ impl Device {
     pub fn next_ready(&self) -> u64 {
         let late = self.late.iter().map(|late| late.0);
         let flying = self.flying.iter().map(|f| f.ready);
-        if self.faults.hang { u64::MAX } else { flying.chain(late).min().unwrap_or(u64::MAX) }
+        let flying = flying.filter(|_| !self.faults.hang);
+        flying.chain(late).min().unwrap_or(u64::MAX)
     }
 
     /// Operations in flight.
@@ -256,12 +265,12 @@ impl Device {
 
     /// The end of an operation that is due, a random one of them.
     pub fn take_ready(&mut self, now: u64) -> Option<Completion<SimBuf>> {
+        while let Some(at) = self.late.iter().position(|late| late.0 <= now) {
+            let (_, offset, data, fua) = self.late.swap_remove(at);
+            self.apply(offset, &data, fua);
+        }
         if self.faults.hang {
             return None;
-        }
-        while let Some(at) = self.late.iter().position(|late| late.0 <= now) {
-            let (_, offset, data) = self.late.swap_remove(at);
-            self.apply(offset, &data, false);
         }
         let ready: Vec<usize> =
             (0..self.flying.len()).filter(|at| self.flying[*at].ready <= now).collect();
@@ -315,6 +324,14 @@ impl Device {
                 self.touch(Touch::Failed { id });
             }
             return Completion { token: op.token, result: Err(error), buf: op.buf };
+        }
+        if op.kind == OpKind::Read
+            && self.unreadable.range(op.offset / 4096..(op.offset + op.len).div_ceil(4096)).count()
+                > 0
+        {
+            self.injected.errors += 1;
+            let result = Err(DeviceError::Io(5));
+            return Completion { token: op.token, result, buf: op.buf };
         }
         let mut result = Ok(());
         match op.kind {
@@ -388,7 +405,7 @@ impl Device {
         if self.rng.one_in(self.faults.late) {
             self.injected.errors += 1;
             let after = now + 1_000_000 + self.rng.below(50_000_000);
-            self.late.push((after, op.offset, data));
+            self.late.push((after, op.offset, data, op.fua));
             self.touch(Touch::Failed { id });
             return Err(DeviceError::Timeout);
         }
@@ -422,6 +439,9 @@ impl Device {
     fn apply(&mut self, offset: u64, data: &Rc<[u8]>, fua: bool) {
         self.written += data.len() as u64;
         self.bytes.write(offset, data);
+        for block in offset / 4096..(offset + data.len() as u64).div_ceil(4096) {
+            self.unreadable.remove(&block);
+        }
         let number = self.completed;
         self.completed += 1;
         let Some(stable) = &mut self.stable else { return };
@@ -473,7 +493,7 @@ impl Device {
             .map(|f| (f.op.offset, data_of(&f.op), f.op.fua))
             .collect();
         let late = std::mem::take(&mut self.late);
-        flying.extend(late.into_iter().map(|late| (late.1, late.2, false)));
+        flying.extend(late.into_iter().map(|late| (late.1, late.2, late.3)));
         while !flying.is_empty() {
             let (offset, data, fua) = flying.swap_remove(self.rng.index(flying.len()));
             if power || !volatile {

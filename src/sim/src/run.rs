@@ -105,9 +105,9 @@ fn tolerate(world: &mut World, weather: Weather) {
         Weather::Backing => Tolerance { refused: fails, ..Tolerance::default() },
         // A write whose data finds no buffer is refused.
         Weather::Transient => Tolerance { refused: true, ..Tolerance::default() },
-        Weather::Rot => Tolerance { lost: true, stuck: true, ..Tolerance::default() },
+        Weather::Rot => Tolerance { lost: true, ..Tolerance::default() },
         Weather::Gone => Tolerance { lost: true, refused: true, ..Tolerance::default() },
-        Weather::Liar => Tolerance { lost: true, refused: true, stuck: true, unbootable: true },
+        Weather::Liar => Tolerance { lost: true, refused: true, unbootable: true },
     };
 }
 
@@ -188,6 +188,8 @@ fn begin(world: &mut World, fault: Fault) {
             (world.cache.faults.lose, world.cache.faults.misplace) = (lose, misplace);
         }
         Fault::Lie => world.cache.faults.lie = true,
+        Fault::Late(n, one_in) => world.backing[n].faults.late = one_in,
+        Fault::Unreadable(blocks) => world.spoil(blocks),
         Fault::Dry(n) => world.pool.dry(n),
     }
 }

@@ -61,6 +61,10 @@ pub enum Fault {
     Writes([u64; 2]),
     /// Flushes of the cache device do nothing.
     Lie,
+    /// Writes of a volume's backing device time out, one in so many, and are carried out later.
+    Late(usize, u64),
+    /// So many blocks of data on the cache device cannot be read until they are written.
+    Unreadable(u64),
     /// The pool of buffers is empty, one time in so many.
     Dry(u64),
 }
@@ -88,6 +92,21 @@ pub enum Step {
     Calm,
     /// The backing devices are judged.
     Places,
+}
+
+/// From this seed on runs have faults that earlier ones have not, whose histories are kept as they
+/// were when they found something.
+const MORE_FROM: u64 = 10_000;
+
+/// The faults of later seeds.
+fn more(weather: Weather, config: &Config, rng: &mut Rng) -> Option<Fault> {
+    match weather {
+        Weather::Backing => {
+            Some(Fault::Late(rng.index(config.volumes.len()), rng.pick(&[1, 3, 10])))
+        }
+        Weather::Rot => Some(Fault::Unreadable(1 + rng.below(8))),
+        _ => None,
+    }
 }
 
 fn fault(weather: Weather, config: &Config, rng: &mut Rng) -> Option<Fault> {
@@ -127,6 +146,7 @@ fn fault(weather: Weather, config: &Config, rng: &mut Rng) -> Option<Fault> {
 #[must_use]
 pub fn script(seed: u64, config: &Config) -> Vec<Step> {
     let mut rng = Rng::new(seed, 21);
+    let mut extra = Rng::new(seed, 22);
     let weather = weather(seed);
     let volumes: Vec<(u64, u32)> = config.volumes.iter().map(|v| (v.size, v.unit)).collect();
     let mut steps = Vec::new();
@@ -163,6 +183,9 @@ pub fn script(seed: u64, config: &Config) -> Vec<Step> {
             ask.len = (32 << 10).min(size - ask.offset);
         }
         steps.push(Step::Ask(ask));
+        if seed >= MORE_FROM && extra.one_in(80) {
+            steps.extend(more(weather, config, &mut extra).map(Step::Fault));
+        }
         if rng.one_in(patience) {
             steps.push(Step::Poll(1 + rng.below(4)));
         }

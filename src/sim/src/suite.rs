@@ -53,8 +53,6 @@ pub struct SeedCounts {
     pub requests: u64,
     /// Reads judged.
     pub reads: u64,
-    /// Runs in which lost blocks kept something from ending. (Known, see [`crate::world::Tolerance`].)
-    pub stuck: u64,
     /// Seeds run twice, with equal sums.
     pub equal: u64,
     /// Seeds in which something is wrong, unequal sums included.
@@ -77,7 +75,6 @@ pub fn seeds(seeds: &Seeds) -> SeedCounts {
         counts.faults += injected.errors + injected.lies + injected.crashed + report.counts.crashes;
         counts.requests += report.counts.done + report.counts.failed;
         counts.reads += report.counts.reads;
-        counts.stuck += report.counts.stuck;
         counts.equal += u64::from(again == Some(true));
         if let Some(what) = &report.violation {
             counts.violations += 1;
@@ -199,14 +196,13 @@ fn all(size: &Size) -> bool {
     counts.add(&longs.counts);
     let violations = pairs.violations + triples.violations + longs.violations + seeded.violations;
     println!(
-        "sim: {} seeds, {} faults injected, {} crashes, {} reads judged, {} seeds run twice with equal sums, {} runs stuck on lost blocks (known); \
+        "sim: {} seeds, {} faults injected, {} crashes, {} reads judged, {} seeds run twice with equal sums; \
          {} crash images of {} histories ({} torn, {} with recovery interrupted, {} drained); {violations} violations; {:.0} s",
         seeded.seeds,
         seeded.faults,
         seeded.crashes,
         seeded.reads,
         seeded.equal,
-        seeded.stuck,
         counts.images,
         counts.histories,
         counts.torn,

@@ -42,9 +42,6 @@ pub struct Tolerance {
     pub lost: bool,
     /// Devices fail: requests may be refused.
     pub refused: bool,
-    /// Dirty data is lost, and what waits until it is clean never ends: a gap of the engine that is
-    /// known, counted apart, and ends the run.
-    pub stuck: bool,
     /// The cache device may be refused at a start, which ends the run.
     pub unbootable: bool,
 }
@@ -62,8 +59,6 @@ pub struct Counts {
     pub places: u64,
     /// Crashes.
     pub crashes: u64,
-    /// Runs that lost blocks kept from ending.
-    pub stuck: u64,
 }
 
 /// See the module's description.
@@ -92,6 +87,8 @@ pub struct World {
     next_tag: u64,
     /// Begin and end of each write, for the order on the backing devices.
     times: Vec<(u64, u64)>,
+    /// The LSN with which a write's sector entered the log first, in this life.
+    versions: BTreeMap<(u64, u64), u64>,
     /// What was taken from the engine and not waited for yet.
     pub events: Vec<Event>,
     /// Which errors are allowed now.
@@ -177,6 +174,7 @@ impl World {
             mail: Vec::new(),
             next_tag: 1,
             times: vec![(0, 0)],
+            versions: BTreeMap::new(),
             events: Vec::new(),
             tolerance: Tolerance::default(),
             cache_failed: false,

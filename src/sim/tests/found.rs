@@ -69,6 +69,16 @@ fn a_torn_footer_of_an_interrupted_recovery_proves_nothing_of_what_the_crash_tor
 }
 
 #[test]
+fn lost_blocks_and_footers_keep_nobody_waiting() {
+    seeds(&[162, 289, 369]);
+}
+
+#[test]
+fn reclaim_does_not_wait_for_the_destage_of_what_is_lost_until_no_segment_is_free() {
+    seeds(&[503]);
+}
+
+#[test]
 fn no_write_passes_a_switch_to_pass_through_before_the_cache_has_forgotten_the_volume() {
     long(54);
 }

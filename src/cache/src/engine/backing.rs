@@ -37,6 +37,10 @@ impl<B: Buf> Engine<B> {
                 return;
             }
             match self.cached(place, first, blocks) {
+                Cached::Lost => {
+                    self.through_log(cx, h);
+                    return;
+                }
                 Cached::Dirty => {
                     // The backing device does not hold what is acknowledged: destage first.
                     self.destage.urgent = true;
@@ -62,20 +66,42 @@ impl<B: Buf> Engine<B> {
         self.backing_go(cx, h);
     }
 
+    /// Sends a write through the log after all: it replaces damaged blocks, which have to stay known as
+    /// damaged, whatever happens, until the new data is there.
+    fn through_log<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
+        let Some(req) = self.reqs.get_mut(h) else { return };
+        (req.bypass, req.through) = (false, true);
+        if !req.counted {
+            req.counted = true;
+            let place = req.volume;
+            if let Some(vol) = self.vols.get_mut(place) {
+                vol.journaling += 1;
+            }
+        }
+        self.write_go(cx, h, None);
+    }
+
     /// What the cache has of a range, in the index, as ranges of zeroes, or on its way.
     fn cached(&mut self, place: u16, first: u64, blocks: u64) -> Cached {
         let Some(vol) = self.vols.get(place) else { return Cached::No };
         let mut found = Cached::No;
         for range in vol.ranges.overlapping(first, blocks) {
             if range.dirty {
-                return Cached::Dirty;
+                found = Cached::Dirty;
+            } else if found == Cached::No {
+                found = Cached::Clean;
             }
-            found = Cached::Clean;
         }
         for block in first..first.saturating_add(blocks) {
             let Some(key) = self.vols.key(place, block) else { break };
             match self.index.get(key) {
-                Some(entry) if entry.flags.dirty() => return Cached::Dirty,
+                Some(entry) if entry.flags.dirty() => {
+                    if entry.flags.spare() & spare::BAD != 0 {
+                        return Cached::Lost;
+                    }
+                    found = Cached::Dirty;
+                }
+                Some(_) if found == Cached::Dirty => {}
                 Some(_) => found = Cached::Clean,
                 None => {}
             }
@@ -212,6 +238,7 @@ impl<B: Buf> Engine<B> {
             Err(error) => {
                 if let Some(req) = self.reqs.get_mut(h) {
                     req.zeroed = 0;
+                    req.doubt |= error == DeviceError::Timeout;
                 }
                 self.backing_error(cx, place, error);
                 self.backing_refused(cx, h);
@@ -296,6 +323,37 @@ impl<B: Buf> Engine<B> {
         }
     }
 
+    /// Ends the claim of a write that is over. Where the device did not say what becomes of it
+    /// (`doubt`) it may still be carried out: nothing newer may be written there until it surely is not.
+    pub(super) fn end_backing(&mut self, id: ClaimId, doubt: bool) {
+        if doubt {
+            self.doubtful.push_back((self.last_poll + self.limits.op_timeout, id));
+            self.doubts(id, 1);
+        } else {
+            self.release_backing(id);
+        }
+    }
+
+    /// Counts the writes of a volume that may still be carried out: no flush covers them.
+    fn doubts(&mut self, id: ClaimId, change: i32) {
+        let place = self.backing.get(id).map(|(claim, _)| claim.volume);
+        if let Some(vol) = place.and_then(|place| self.vols.get_mut(place)) {
+            vol.doubts = vol.doubts.saturating_add_signed(change);
+            vol.unflushed = true;
+        }
+    }
+
+    /// Ends the claims of writes that timed out so long ago that the device has given them up.
+    pub(super) fn doubts_over(&mut self, now: forebay_io::Instant) {
+        while let Some((at, id)) = self.doubtful.front().copied()
+            && at <= now
+        {
+            self.doubtful.pop_front();
+            self.doubts(id, -1);
+            self.release_backing(id);
+        }
+    }
+
     /// Ends a claim on a backing device and wakes who waited for it.
     pub(super) fn release_backing(&mut self, id: ClaimId) {
         self.backing.release(id);
@@ -319,4 +377,6 @@ enum Cached {
     No,
     Clean,
     Dirty,
+    /// Some of it is dirty and damaged.
+    Lost,
 }

@@ -38,6 +38,11 @@ const RANGES_MAX: usize = 64;
 /// Reads of a block that does not match its CRC before it counts as lost.
 const TRIES_MAX: u8 = 3;
 
+/// Rounds in which a block cannot be read at all before it counts as lost, and blocks for which that
+/// is counted at once.
+const UNREADABLE_MAX: u8 = 10;
+const SUSPECTS_MAX: usize = 64;
+
 /// A dirty block that a backing device took in write-through.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Written {
@@ -142,6 +147,8 @@ pub(super) struct Destage<B> {
     trim_zeroes_at: usize,
     pace: Pace,
     did_something: bool,
+    /// Slots that the cache device did not give, and in how many rounds: destaged alone.
+    unreadable: Vec<(u32, u8)>,
     /// Bytes written to backing devices, and when counting began.
     pub(super) bytes: u64,
 }
@@ -169,12 +176,33 @@ impl<B: Buf> Destage<B> {
             trim_zeroes_at: 0,
             pace: Pace::new(),
             did_something: false,
+            unreadable: Vec::new(),
             bytes: 0,
         }
     }
 
     pub(super) fn is_idle(&self) -> bool {
         self.phase == Phase::Idle && self.written.is_empty()
+    }
+
+    /// Whether a slot could not be read in an earlier round.
+    fn suspects(&self, slot: u32) -> bool {
+        self.unreadable.iter().any(|(bad, _)| *bad == slot)
+    }
+
+    /// The cache device did not give a slot in all of a round's tries; `true` where that was often
+    /// enough for its data to count as lost. Of many at once some have to wait for their turn.
+    fn unreadable(&mut self, slot: u32) -> bool {
+        match self.unreadable.iter_mut().position(|(bad, _)| *bad == slot) {
+            Some(at) if self.unreadable[at].1 + 1 >= UNREADABLE_MAX => {
+                self.unreadable.swap_remove(at);
+                return true;
+            }
+            Some(at) => self.unreadable[at].1 += 1,
+            None if self.unreadable.len() < SUSPECTS_MAX => self.unreadable.push((slot, 1)),
+            None => {}
+        }
+        false
     }
 
     /// Nothing of a round is under way.
@@ -304,17 +332,18 @@ impl<B: Buf> Engine<B> {
         let all = self.segs.sealed_iter().chain(self.segs.young().iter().copied());
         picked.extend(
             all.filter(|seg| {
-                self.segs.get(*seg).is_some_and(|s| {
-                    s.dirty > 0
-                        && s.skip_until <= cx.now
-                        && (s.log.is_some() || s.state == State::Sealed)
-                })
+                !self.waits_for_rebuild(*seg)
+                    && self.segs.get(*seg).is_some_and(|s| {
+                        s.dirty > 0
+                            && s.skip_until <= cx.now
+                            && (s.log.is_some() || s.state == State::Sealed)
+                    })
             })
             .take(self.destage.pace.segments()),
         );
         for seg in &picked {
             if let Some(log) = self.segs.get_mut(*seg).and_then(|s| s.log.take()) {
-                self.collect(*seg, &log);
+                self.collect(cx.now, *seg, &log);
                 if let Some(s) = self.segs.get_mut(*seg) {
                     s.log = Some(log);
                 }
@@ -363,19 +392,22 @@ impl<B: Buf> Engine<B> {
         match view.filter(|view| Some(view.head.name) == name) {
             Some(view) => {
                 view.load(&mut log);
-                self.collect(seg, &log);
+                self.collect(cx.now, seg, &log);
             }
             None => {
                 if let Some(s) = self.segs.get_mut(seg) {
                     s.skip_until = cx.now + SKIP;
                 }
+                self.footer_unread(cx, seg);
             }
         }
         self.destage.log = Some(log);
     }
 
-    /// Takes what is current and dirty of a segment's records.
-    fn collect(&mut self, seg: u32, log: &SegmentLog) {
+    /// Takes what is current and dirty of a segment's records. A segment without any, as what is
+    /// dirty there is damaged, is left alone for a while, so that reclaim need not wait for it.
+    fn collect(&mut self, now: Instant, seg: u32, log: &SegmentLog) {
+        let before = self.destage.candidates.len();
         for (record, crcs) in log.iter().filter(|(record, _)| record.kind.has_data()) {
             let Some(place) = self.vols.place_of(record.volume, record.generation) else {
                 continue;
@@ -393,6 +425,11 @@ impl<B: Buf> Engine<B> {
                     self.destage.candidates.push(Candidate { place, block, slot, lsn, crc: *crc });
                 }
             }
+        }
+        if self.destage.candidates.len() == before
+            && let Some(s) = self.segs.get_mut(seg)
+        {
+            s.skip_until = now + SKIP;
         }
     }
 

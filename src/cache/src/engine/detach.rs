@@ -5,7 +5,7 @@
 
 use super::Engine;
 use super::mode::ControlError;
-use super::types::Event;
+use super::types::{Aim, Event};
 use super::volume::Volume;
 use crate::ranges::RangeMap;
 use forebay_io::{Buf, Instant, VolumeId};
@@ -98,9 +98,18 @@ impl<B: Buf> Engine<B> {
         if !vol.detaching
             || vol.requests > 0
             || vol.backing_ops > 0
-            || !vol.clean()
+            || !vol.settled()
             || !self.destage.resting()
         {
+            return;
+        }
+        if vol.lost_blocks > 0 {
+            // Only an operator may give up what was acknowledged: the volume stays.
+            let (volume, blocks) = (vol.id, vol.lost_blocks);
+            if let Some(vol) = self.vols.get_mut(place) {
+                vol.detaching = false;
+            }
+            self.event(Event::DamageLeft { volume, blocks, ended: Aim::Detach });
             return;
         }
         match self.detached.iter().position(|(at, _)| *at == place) {

@@ -175,6 +175,7 @@ impl<B: Buf> Engine<B> {
             return;
         }
         self.watch_at = cx.now + WATCH;
+        self.doubts_over(cx.now);
         let (now, timeout) = (cx.now, self.limits.op_timeout);
         let mut late = core::mem::take(&mut self.late);
         late.clear();

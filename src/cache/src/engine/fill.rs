@@ -108,7 +108,7 @@ impl<B: Buf> Engine<B> {
         let lasting = !self.volatile
             || self.plant.has(Bug::FillUnflushed)
             || !vol.backing.volatile_write_cache
-            || (!vol.unflushed && vol.flushing == 0);
+            || (!vol.unflushed && vol.flushing == 0 && vol.doubts == 0);
         lasting
             && vol.caching
             && !vol.detaching

@@ -170,12 +170,12 @@ impl<B: Buf> Engine<B> {
             if self.plant.has(Bug::EdgesWait) {
                 return;
             }
-            let (claim, backing) = (req.claim.take(), req.backing.take());
+            let (claim, backing, doubt) = (req.claim.take(), req.backing.take(), req.doubt);
             if let Some(id) = claim {
                 self.release_hold(id);
             }
             if let Some(id) = backing {
-                self.release_backing(id);
+                self.end_backing(id, doubt);
             }
             return;
         }
@@ -185,6 +185,7 @@ impl<B: Buf> Engine<B> {
         };
         let (place, tag, parent) = (req.volume, req.tag, req.parent);
         let (claim, backing, counted) = (req.claim.take(), req.backing.take(), req.counted);
+        let doubt = req.doubt;
         (req.data, req.second) = (None, None);
         let mut blocks = BlockCounts::default();
         if outcome == Outcome::Done
@@ -231,7 +232,7 @@ impl<B: Buf> Engine<B> {
             self.release_hold(id);
         }
         if let Some(id) = backing {
-            self.release_backing(id);
+            self.end_backing(id, doubt);
         }
         match parent {
             Some(parent) => self.edge_over(parent, outcome),

@@ -6,7 +6,7 @@
 //! cache generation in the superblock (`Forgetting`). No I/O waits for more than a round of destage.
 
 use super::stats::BlockCounts;
-use super::types::{BLOCK, CacheMode, Event, VolumeSpec};
+use super::types::{Aim, BLOCK, CacheMode, Event, VolumeSpec};
 use super::volume::{Health, Volume};
 use super::{Cx, Engine};
 use crate::format::superblock::{VolumeEntry, volume_key};
@@ -129,7 +129,7 @@ impl Volume {
     pub(super) fn wants_clean(&self) -> bool {
         (self.draining || self.detaching || self.switch != Switch::None)
             && !self.discards()
-            && (self.dirty > 0 || !self.ranges.is_empty())
+            && (self.dirty > self.lost_blocks || !self.ranges.is_empty())
     }
 }
 
@@ -298,6 +298,7 @@ impl<B: Buf> Engine<B> {
             requests: 0,
             journaling: 0,
             unflushed: true,
+            doubts: 0,
             flushing: 0,
         }
     }
@@ -381,12 +382,16 @@ impl<B: Buf> Engine<B> {
         self.attach_step();
         for place in 0..self.vols.bound() {
             let Some(vol) = self.vols.get(place) else { continue };
-            if vol.draining && vol.clean() {
-                let volume = vol.id;
+            if vol.draining && vol.settled() {
+                let (volume, blocks) = (vol.id, vol.dirty);
                 if let Some(vol) = self.vols.get_mut(place) {
                     vol.draining = false;
                 }
-                self.event(Event::Drained { volume });
+                self.event(if blocks == 0 {
+                    Event::Drained { volume }
+                } else {
+                    Event::DamageLeft { volume, blocks, ended: Aim::Drain }
+                });
             }
             self.switch_step(place);
             self.detach_step(place);
@@ -420,12 +425,12 @@ impl<B: Buf> Engine<B> {
 
     fn switch_step(&mut self, place: u16) {
         let Some(vol) = self.vols.get(place) else { return };
-        let (id, target) = (vol.id, vol.target);
-        let dirty = vol.dirty + vol.ranges.len() as u64;
+        let (id, mut target, lost) = (vol.id, vol.target, vol.lost_blocks);
+        let dirty = vol.dirty - lost.min(vol.dirty) + vol.ranges.len() as u64;
         let next = match vol.switch {
             Switch::None => return,
             Switch::Draining if target == CacheMode::WriteThrough => {
-                if !vol.clean() && dirty > SETTLE_FROM {
+                if !vol.settled() && dirty > SETTLE_FROM {
                     return;
                 }
                 None
@@ -440,7 +445,16 @@ impl<B: Buf> Engine<B> {
                 let ticket = self.forget(place);
                 Some((Switch::Forgetting(ticket), CacheMode::WriteAround))
             }
-            Switch::Settling if vol.clean() && vol.journaling == 0 => None,
+            Switch::Settling if vol.settled() && vol.journaling == 0 => {
+                if target == CacheMode::PassThrough {
+                    // Without the cache damaged blocks would read as what they were before: the
+                    // volume goes on in the nearest mode that keeps them known.
+                    target = CacheMode::WriteAround;
+                    let ended = Aim::PassThrough;
+                    self.event(Event::DamageLeft { volume: id, blocks: lost, ended });
+                }
+                None
+            }
             Switch::Forgetting(ticket) if self.supers.passed(ticket) => None,
             _ => return,
         };
@@ -449,7 +463,7 @@ impl<B: Buf> Engine<B> {
             (vol.switch, vol.mode) = (switch, mode);
             return;
         }
-        (vol.switch, vol.mode) = (Switch::None, target);
+        (vol.switch, vol.mode, vol.target) = (Switch::None, target, target);
         vol.caching = target != CacheMode::PassThrough;
         self.supers.change();
         self.event(Event::ModeChanged { volume: id, mode: target });
@@ -507,7 +521,9 @@ impl<B: Buf> Engine<B> {
             return;
         }
         let idle = self.reqs.len() == 0 && self.destage.resting() && self.reclaim.is_idle();
-        let idle = idle && self.scrub.resting();
+        let idle = idle && self.scrub.resting() && self.rebuild.is_none();
+        // The next start knows nothing of writes that may still be carried out.
+        let idle = idle && self.doubtful.is_empty();
         if !idle || self.streams.iter().any(|stream| !stream.is_idle()) {
             return;
         }

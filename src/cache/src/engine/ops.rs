@@ -52,6 +52,8 @@ pub(super) enum What {
     Probe { volume: u16 },
     /// The footer of a segment whose blocks are scrubbed.
     ScrubFooter { seg: u32 },
+    /// A block that may be the header of a batch, in a segment whose footer is gone.
+    Rebuild,
     /// Blocks that are scrubbed, from this slot on.
     ScrubRead { slot: u32 },
     /// A block that scrub dropped, read from the backing device.

@@ -40,6 +40,8 @@ struct Keep {
     crc: u32,
     dirty: bool,
     tries: u8,
+    /// Its record is gone: nothing tells whether it is right.
+    unknown: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,9 +70,8 @@ pub(super) struct Reclaim {
     next: usize,
     reads: usize,
     ordinal: Option<u64>,
-    footer_tries: u8,
-    /// The footer cannot be read: the index alone knows what is here.
-    blind: bool,
+    /// The footer cannot be read: the records are what the batches' headers still say.
+    rebuilt: bool,
     /// The next record, and block of it, whose ranges of zeroes are appended again.
     ranges_at: (u32, u64),
     /// The last journal batch with ranges that were appended again.
@@ -91,8 +92,7 @@ impl Reclaim {
             next: 0,
             reads: 0,
             ordinal: None,
-            footer_tries: 0,
-            blind: false,
+            rebuilt: false,
             ranges_at: (0, 0),
             journal: None,
             segments: 0,
@@ -167,7 +167,14 @@ impl<B: Buf> Engine<B> {
                 return;
             }
         }
-        if self.footer_read(cx, seg, What::ReclaimFooter { seg }) {
+        if self.waits_for_rebuild(seg) {
+            return;
+        }
+        let kept = self.segs.get(seg).and_then(|s| s.log.clone());
+        if let Some(log) = kept {
+            self.reclaim.seg = seg;
+            self.reclaim_loaded(seg, log, true);
+        } else if self.footer_read(cx, seg, What::ReclaimFooter { seg }) {
             self.reclaim.seg = seg;
             self.reclaim.phase = Phase::Load;
         }
@@ -186,46 +193,40 @@ impl<B: Buf> Engine<B> {
         let name = self.segment_name(seg);
         let view = done.buf.as_ref().filter(|_| done.result.is_ok());
         let view = view.and_then(|buf| FooterView::parse(buf.as_slice()));
-        self.reclaim.blind = false;
         let log = self.reclaim.log.take();
         let mut log = log.unwrap_or_else(|| SegmentLog::new(self.map.geometry()));
         log.clear();
         match view.filter(|view| Some(view.head.name) == name) {
             Some(view) => view.load(&mut log),
             None => {
-                self.reclaim.footer_tries += 1;
-                if self.reclaim.footer_tries < UNREADABLE_MAX {
-                    self.reclaim.log = Some(log);
-                    self.reclaim.phase = Phase::Idle;
-                    return;
-                }
-                self.stats.lost_footers += 1;
-                self.reclaim.blind = true;
+                self.reclaim.log = Some(log);
+                self.reclaim.phase = Phase::Idle;
+                self.footer_unread(cx, seg);
+                return;
             }
         }
-        self.reclaim.footer_tries = 0;
+        self.reclaim_loaded(seg, log, false);
+    }
+
+    /// The records of the segment are known.
+    fn reclaim_loaded(&mut self, seg: u32, log: SegmentLog, rebuilt: bool) {
+        self.reclaim.rebuilt = rebuilt;
         self.reclaim.keep.clear();
         (self.reclaim.next, self.reclaim.reads) = (0, 0);
         (self.reclaim.ordinal, self.reclaim.journal) = (None, None);
         self.reclaim.ranges_at = (0, 0);
         self.sort_out(seg, &log);
-        self.reclaim.log = Some(log);
-        if self.reclaim.blind {
-            self.forget_segment(seg);
+        if rebuilt {
+            self.forget_undescribed(seg, &log);
         }
+        self.reclaim.log = Some(log);
         self.reclaim.phase = Phase::Copy;
     }
 
-    /// The footer of a segment cannot be read: its clean blocks are dropped, its dirty ones lost. That
-    /// they are is appended again in their place, with the newest number that may be theirs.
-    fn forget_segment(&mut self, seg: u32) {
-        let mut found = Vec::new();
-        self.index.for_each(|key, entry| {
-            if self.map.segment_of(entry.slot) == seg {
-                found.push((key, entry));
-            }
-        });
-        for (key, entry) in found {
+    /// Blocks whose records are gone: clean ones are dropped, dirty ones lost. That they are is
+    /// appended again in their place, with the newest number that may be theirs.
+    fn forget_undescribed(&mut self, seg: u32, log: &SegmentLog) {
+        for (key, entry) in self.undescribed(seg, log) {
             let vol = self.vols.iter().find(|(_, v)| v.index == key.volume());
             let Some((place, vol)) = vol.filter(|_| entry.flags.dirty()) else {
                 self.drop_entry(key, entry);
@@ -238,7 +239,8 @@ impl<B: Buf> Engine<B> {
                 ..Self::commit_record(vol)
             };
             let slot = entry.slot;
-            let keep = Keep { place, record, at: 0, slot, crc: 0, dirty: true, tries: 2 };
+            let unknown = true;
+            let keep = Keep { place, record, at: 0, slot, crc: 0, dirty: true, tries: 2, unknown };
             self.reclaim.keep.push(keep);
             self.block_lost(place, key.block(), slot);
         }
@@ -287,7 +289,9 @@ impl<B: Buf> Engine<B> {
                 if stays {
                     budget = budget.saturating_sub(u32::from(!dirty));
                     let (record, crc) = (*record, *crc);
-                    self.reclaim.keep.push(Keep { place, record, at, slot, crc, dirty, tries: 0 });
+                    let (tries, unknown) = (0, false);
+                    let keep = Keep { place, record, at, slot, crc, dirty, tries, unknown };
+                    self.reclaim.keep.push(keep);
                 }
             }
         }
@@ -360,7 +364,7 @@ impl<B: Buf> Engine<B> {
         let good =
             data.is_some_and(|data| block_crc(key, block, keep.record.lsn.0, data) == keep.crc);
         let most = if keep.dirty && done.result.is_err() { UNREADABLE_MAX } else { 2 };
-        let good = good && !self.reclaim.blind;
+        let good = good && !keep.unknown;
         if !good && keep.tries < most {
             // Read again, at the end of the list.
             self.reclaim.keep.push(Keep { tries: keep.tries + 1, ..keep });
@@ -526,10 +530,10 @@ impl<B: Buf> Engine<B> {
                 self.reclaim.next = 0;
                 self.sort_out(seg, &log);
                 self.reclaim.keep.retain(|keep| keep.dirty);
-                self.reclaim.log = Some(log);
-                if self.reclaim.blind {
-                    self.forget_segment(seg);
+                if self.reclaim.rebuilt {
+                    self.forget_undescribed(seg, &log);
                 }
+                self.reclaim.log = Some(log);
                 self.reclaim.ordinal = None;
                 self.reclaim.phase = Phase::Copy;
             }

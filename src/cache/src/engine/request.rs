@@ -107,6 +107,8 @@ pub(super) struct Req<B> {
     pub(super) lasting: bool,
     /// Bytes of zeroes written to a backing device that has no write-zeroes.
     pub(super) zeroed: u64,
+    /// A write of it timed out at the backing device, which may still carry it out.
+    pub(super) doubt: bool,
     /// The request that this one is an edge of; such a one has no tag of its own.
     pub(super) parent: Option<Handle>,
     /// The flush of the cache device that it waits for.
@@ -145,6 +147,7 @@ impl<B> Default for Req<B> {
             committed: false,
             lasting: false,
             zeroed: 0,
+            doubt: false,
             parent: None,
             ticket: 0,
             arrived: Instant(0),

@@ -389,6 +389,7 @@ impl<B: Buf> Engine<B> {
             return;
         };
         let (seq, live) = (s.seq, self.scrub.live);
+        self.footer_unread(cx, seg);
         self.scrub.footer_tries += 1;
         let last = self.scrub.footer_tries >= TRIES_MAX;
         if last {

@@ -48,7 +48,9 @@ pub(super) struct Segment {
     pub(super) since: Instant,
     /// Destage could do nothing here; not tried again before this.
     pub(super) skip_until: Instant,
-    /// Its records, until the footer is written.
+    /// Reads of its footer that found none.
+    pub(super) footer_tries: u8,
+    /// Its records, until the footer is written; those of a sealed one whose footer is gone.
     pub(super) log: Option<SegmentLog>,
 }
 
@@ -64,7 +66,12 @@ pub(super) struct Segments {
     young: Vec<u32>,
     /// Logs of sealed segments, to be used again.
     spare: Vec<SegmentLog>,
+    /// Sealed ones with a log, as their footers are gone.
+    kept: VecDeque<u32>,
 }
+
+/// Logs of segments whose footers are gone that are in memory at once.
+const KEPT_MAX: usize = 4;
 
 impl Segments {
     pub(super) fn new(geometry: Geometry) -> Self {
@@ -75,6 +82,7 @@ impl Segments {
             sealed: VecDeque::new(),
             young: Vec::new(),
             spare: Vec::new(),
+            kept: VecDeque::new(),
         }
     }
 
@@ -94,6 +102,7 @@ impl Segments {
             used: 0,
             since: Instant(0),
             skip_until: Instant(0),
+            footer_tries: 0,
             log: None,
         });
         self.free.push_back(seg);
@@ -153,7 +162,7 @@ impl Segments {
         let s = self.list.get_mut(seg as usize)?;
         (s.state, s.stream, s.seq, s.seal) = (State::Open, stream, seq, 0);
         (s.live, s.dirty, s.pins, s.batches, s.used) = (0, 0, 0, 0, 0);
-        (s.since, s.skip_until) = (now, Instant(0));
+        (s.since, s.skip_until, s.footer_tries) = (now, Instant(0), 0);
         s.log = Some(log);
         self.young.push(seg);
         Some(seg)
@@ -164,10 +173,28 @@ impl Segments {
         self.young.retain(|young| *young != seg);
         if let Some(s) = self.list.get_mut(seg as usize) {
             s.state = State::Sealed;
-            if let Some(mut log) = s.log.take() {
-                log.clear();
-                self.spare.push(log);
-            }
+        }
+        self.drop_log(seg);
+    }
+
+    fn drop_log(&mut self, seg: u32) {
+        if let Some(mut log) = self.list.get_mut(seg as usize).and_then(|s| s.log.take()) {
+            log.clear();
+            self.spare.push(log);
+        }
+    }
+
+    /// Keeps the records of a sealed segment whose footer is gone; those of the one that was kept
+    /// first are dropped where there are too many, and gathered again when they are wanted.
+    pub(super) fn keep_log(&mut self, seg: u32, log: SegmentLog) {
+        if let Some(s) = self.list.get_mut(seg as usize) {
+            s.log = Some(log);
+            self.kept.push_back(seg);
+        }
+        if self.kept.len() > KEPT_MAX
+            && let Some(first) = self.kept.pop_front()
+        {
+            self.drop_log(first);
         }
     }
 
@@ -199,6 +226,8 @@ impl Segments {
         if self.sealed.front() == Some(&seg) {
             self.sealed.pop_front();
         }
+        self.kept.retain(|kept| *kept != seg);
+        self.drop_log(seg);
         if let Some(s) = self.list.get_mut(seg as usize) {
             s.state = State::Freed;
         }

@@ -110,11 +110,33 @@ pub enum Event {
         /// Cache blocks.
         blocks: u64,
     },
+    /// A drain, a switch or a detach has ended short of its aim: all that could be destaged is, and
+    /// what is left dirty is damaged. It is kept, as media errors, until hosts write or discard it,
+    /// or the volume is removed with its dirty data discarded; `Engine::locate` lists it.
+    DamageLeft {
+        /// The volume.
+        volume: VolumeId,
+        /// Damaged cache blocks.
+        blocks: u64,
+        /// What has ended.
+        ended: Aim,
+    },
     /// The shard's free segments run short and it may have more: give it an extent by
     /// `extent_granted`, or say `extent_denied`. Asked once until one of the two.
     WantsExtent,
     /// A clean stop is complete; nothing more is submitted.
     Stopped,
+}
+
+/// What needs a volume without dirty data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aim {
+    /// A drain.
+    Drain,
+    /// A switch to pass-through: the volume is in write-around instead.
+    PassThrough,
+    /// A detach: the volume is served again.
+    Detach,
 }
 
 /// A volume to serve.

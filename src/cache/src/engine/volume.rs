@@ -101,6 +101,8 @@ pub(super) struct Volume {
     pub(super) journaling: u64,
     /// Writes to the backing device since its last flush began, beside destage.
     pub(super) unflushed: bool,
+    /// Writes of its backing device that timed out and may still be carried out.
+    pub(super) doubts: u32,
     /// Flushes of the backing device for hosts under way.
     pub(super) flushing: u64,
 }
@@ -131,6 +133,14 @@ impl Volume {
     /// Whether writes go through the log.
     pub(super) fn journals(&self) -> bool {
         matches!(self.mode, CacheMode::WriteBack | CacheMode::WriteThrough)
+    }
+
+    /// Nothing is dirty that could still be destaged, and no record waits for commit: what is left, if
+    /// anything, is damaged.
+    pub(super) fn settled(&self) -> bool {
+        self.dirty <= self.lost_blocks
+            && self.pending.is_empty()
+            && self.ranges.iter().all(|range| !range.dirty)
     }
 
     /// Nothing is dirty and no record waits for commit.

@@ -2,7 +2,7 @@
 //! becomes a tombstone. What a crash interrupts goes on at the next start, as a job does.
 
 use super::attach::{close_backing, engine_error, parse_nqn};
-use super::follow::{Look, cancelled};
+use super::follow::{Look, cancelled, damage_left};
 use super::node::Node;
 use super::publish::home_of;
 use super::registry::{Served, store_error};
@@ -20,6 +20,7 @@ impl Node {
     ) -> Result<()> {
         let served = self.lock().registry.find(name)?.clone();
         let (id, engine) = (served.id, served.engine);
+        let damaged = self.look(&served)?.damage_left;
         // First what may be refused: then hosts keep the volume.
         self.reactors.call(served.reactor, move |service, context| {
             let Some(part) = service.shard.engine(engine) else {
@@ -34,8 +35,17 @@ impl Node {
         if discard_dirty {
             tracing::warn!(volume = name, "deleted without its dirty data, as was asked");
         }
-        let (gone, kept) = (served.clone(), served.clone());
-        let done = move |node: &Node, look: &Look| look.detached.then(|| node.forget(&gone));
+        let (gone, kept, back) = (served.clone(), served.clone(), served.clone());
+        let done = move |node: &Node, look: &Look| {
+            if look.damage_left > damaged {
+                // The engine serves it again, and so must hosts see it.
+                let shown = node.present_again(&back);
+                return Some(
+                    shown.and_then(|()| damage_left(&back.config.name, look, "it is kept")),
+                );
+            }
+            look.detached.then(|| node.forget(&gone))
+        };
         let cancelled = move |node: &Node| node.undelete(&kept);
         self.follow(job, served, done, cancelled);
         Ok(())
@@ -64,14 +74,15 @@ impl Node {
             service.shard.engine(engine).is_some_and(|part| part.cancel_detach(id))
         });
         match kept {
-            Ok(true) => {
-                let inner = self.lock();
-                let shown = self.present_volume(&inner, served).and_then(|()| self.publish(&inner));
-                Some(shown.and_then(|()| cancelled()))
-            }
+            Ok(true) => Some(self.present_again(served).and_then(|()| cancelled())),
             Ok(false) => None,
             Err(error) => Some(Err(error)),
         }
+    }
+
+    fn present_again(&self, served: &Served) -> Result<()> {
+        let inner = self.lock();
+        self.present_volume(&inner, served).and_then(|()| self.publish(&inner))
     }
 
     /// A volume is detached: its device is closed, its key becomes a tombstone.

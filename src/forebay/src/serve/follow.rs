@@ -16,6 +16,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub(crate) struct Look {
     pub(crate) mode: Option<Mode>,
     pub(crate) drains: u64,
+    /// Drains, switches and detaches that have ended because what was left dirty is damaged.
+    pub(crate) damage_left: u64,
+    pub(crate) damaged_bytes: u64,
     pub(crate) stall: Option<String>,
     pub(crate) detached: bool,
     pub(crate) dirty_bytes: u64,
@@ -24,6 +27,17 @@ pub(crate) struct Look {
 /// The end of a job that was cancelled.
 pub(crate) fn cancelled() -> Result<()> {
     Err(ControlError::failed("cancelled"))
+}
+
+/// The end of a job that wanted a volume without dirty data, where what is left of it is damaged.
+pub(crate) fn damage_left(name: &str, look: &Look, so: &str) -> Result<()> {
+    let kib = look.damaged_bytes / 1024;
+    let what =
+        format!("{kib} KiB of dirty data of volume {name} are damaged; all else is destaged; {so}");
+    Err(ControlError::failed(what).remedy(
+        "`volume where` lists the damage: hosts write or discard these ranges, or `volume delete --discard-dirty` \
+         gives them up",
+    ))
 }
 
 impl Node {
@@ -66,18 +80,19 @@ impl Node {
             let local = service.volumes.get(id);
             let mode = local.map(|local| shown_mode(local.mode));
             let drains = local.map_or(0, |local| local.drains);
+            let damage_left = local.map_or(0, |local| local.damage_left);
             let error = local.and_then(|local| local.backing_error).map(|error| error.to_string());
             let detached = local.is_none_or(|local| local.detached);
             let stats = service.shard.engine(engine).and_then(|part| part.volume_stats(id));
             let dirty_bytes = stats.as_ref().map_or(0, |v| v.dirty_bytes);
-            let damaged = stats.map_or(0, |v| v.damaged_bytes);
+            let damaged_bytes = stats.map_or(0, |v| v.damaged_bytes);
             let stall = error.or_else(|| {
-                (damaged > 0).then(|| {
-                    let kib = damaged / 1024;
+                (damaged_bytes > 0).then(|| {
+                    let kib = damaged_bytes / 1024;
                     format!("{kib} KiB of dirty data are damaged and wait until hosts write or discard them")
                 })
             });
-            Look { mode, drains, stall, detached, dirty_bytes }
+            Look { mode, drains, damage_left, damaged_bytes, stall, detached, dirty_bytes }
         })
     }
 }

@@ -5,7 +5,7 @@ use super::attach::{
 };
 use super::backing::check as check_backing;
 use super::calls::Reactors;
-use super::follow::{Look, cancelled};
+use super::follow::{Look, cancelled, damage_left};
 use super::publish::{access, home_of};
 use super::registry::{Down, Registry, Served, engine_mode, from_kept, kept_mode, store_error};
 use super::stat::Sampler;
@@ -279,6 +279,7 @@ impl NodeControl for Handle {
             served
         };
         let (id, engine) = (served.id, served.engine);
+        let damaged = self.0.look(&served)?.damage_left;
         self.0.reactors.call(served.reactor, move |service, context| {
             let Some(part) = service.shard.engine(engine) else {
                 return Err(ControlError::failed("the cache of this volume is not served"));
@@ -289,6 +290,9 @@ impl NodeControl for Handle {
         })??;
         let volume = name.to_owned();
         let done = move |node: &Node, look: &Look| {
+            if look.damage_left > damaged && look.mode != Some(mode) {
+                return Some(damage_left(&volume, look, "it is in write-around now"));
+            }
             (look.mode == Some(mode)).then(|| node.mode_reached(&volume, mode))
         };
         self.0.follow(job, served, done, |_| Some(cancelled()));
@@ -298,7 +302,8 @@ impl NodeControl for Handle {
     fn drain(&self, name: &str, job: JobHandle) -> Result<()> {
         let served = self.0.lock().registry.find(name)?.clone();
         let (id, engine) = (served.id, served.engine);
-        let before = self.0.look(&served)?.drains;
+        let look = self.0.look(&served)?;
+        let (before, damaged) = (look.drains, look.damage_left);
         self.0.reactors.call(served.reactor, move |service, context| {
             let Some(part) = service.shard.engine(engine) else {
                 return Err(ControlError::failed("the cache of this volume is not served"));
@@ -307,7 +312,13 @@ impl NodeControl for Handle {
             service.kick(context.now);
             Ok(())
         })??;
-        let done = move |_: &Node, look: &Look| (look.drains > before).then_some(Ok(()));
+        let volume = name.to_owned();
+        let done = move |_: &Node, look: &Look| {
+            if look.damage_left > damaged {
+                return Some(damage_left(&volume, look, "the drain has ended"));
+            }
+            (look.drains > before).then_some(Ok(()))
+        };
         let reactor = served.reactor;
         let ended = move |node: &Node| {
             let _ = node.reactors.call(reactor, move |service, _| {

@@ -18,6 +18,8 @@ pub(crate) struct LocalVolume {
     pub(crate) mode: CacheMode,
     /// How many drains have ended.
     pub(crate) drains: u64,
+    /// How many drains, switches and detaches have ended because what was left dirty is damaged.
+    pub(crate) damage_left: u64,
     pub(crate) backing_error: Option<DeviceError>,
     /// When damage was logged last, and how many damaged blocks were not since.
     damage_said: Option<Instant>,
@@ -66,6 +68,7 @@ impl LocalVolumes {
             detached: false,
             mode,
             drains: 0,
+            damage_left: 0,
             backing_error: None,
             damage_said: None,
             damage_unsaid: 0,
@@ -127,6 +130,16 @@ impl LocalVolumes {
             }),
             Event::DirtyLost { volume, block, blocks } => self.change(volume, |v| {
                 v.damaged((block, blocks), Instant::now());
+            }),
+            Event::DamageLeft { volume, blocks, ended } => self.change(volume, |v| {
+                let bytes = blocks * 4096;
+                tracing::error!(
+                    volume = v.name,
+                    bytes,
+                    ?ended,
+                    "all that could be destaged is; what is left dirty is damaged, see `volume where`"
+                );
+                v.damage_left += 1;
             }),
             // The shard keeps these to itself, and the service counts the last.
             Event::Persisted { .. } | Event::Done { .. } | Event::Stopped | Event::WantsExtent => {}

@@ -2,7 +2,7 @@
 
 use super::{Ask, FRONT, World};
 use crate::config::id_of;
-use crate::oracle::{Seen, recognise};
+use crate::oracle::{Oracle, Seen, recognise};
 use forebay_cache::engine::CopyAt;
 use forebay_io::{Instant, Lba, Outcome, Request, RequestOp, Tag};
 use forebay_node::route::{Cargo, Message};
@@ -21,13 +21,21 @@ impl World {
                     usize::try_from(old).ok().and_then(|at| self.times.get(at)),
                     usize::try_from(new).ok().and_then(|at| self.times.get(at)),
                 )
-                && new_time.1 < old_time.0
+                && (new_time.1 < old_time.0 || self.went_back(place, (old, new)))
             {
                 self.fail(format!(
                     "the backing device of volume {n} goes back in time: sector {place} held write {old}, now write {new}"
                 ));
             }
         }
+    }
+
+    /// Whether the log has the second of two writes of a sector before the first. (What lies of one
+    /// write in several records has the number of the first: later ones carry it along.)
+    fn went_back(&self, place: u64, (old, new): (u64, u64)) -> bool {
+        let lsn = |write| self.versions.get(&(place, write));
+        !self.oracles.iter().any(Oracle::is_relaxed)
+            && lsn(old).zip(lsn(new)).is_some_and(|(old, new)| new < old)
     }
 
     /// Bounds that hold at every moment.
@@ -164,6 +172,25 @@ impl World {
         }
     }
 
+    /// While no host writes: what the cache calls clean must be what the backing device holds.
+    pub fn check_copies(&mut self, volume: usize) {
+        let (size, unit) =
+            (self.config.volumes[volume].size, u64::from(self.config.volumes[volume].unit));
+        let places = self.engine().locate(id_of(volume), 0, size.div_ceil(4096), usize::MAX);
+        for place in places.iter().filter(|place| place.copy == CopyAt::Clean) {
+            for block in place.block..place.block + place.blocks {
+                let (from, len) = (block * 4096, 4096.min(size - block * 4096));
+                let Some(data) = self.read_raw(volume, from, len, unit) else { continue };
+                if data != self.backing[volume].bytes.bytes(from, len) {
+                    self.fail(format!(
+                        "block {block} of volume {volume} is clean and not what the backing device holds"
+                    ));
+                    return;
+                }
+            }
+        }
+    }
+
     /// Destages all and checks that the backing devices hold it.
     pub fn check_backing(&mut self) {
         for volume in 0..self.backing.len() {
@@ -174,12 +201,19 @@ impl World {
             if self.violation.is_some() || self.over {
                 return;
             }
-            let data = self.backing[volume].bytes.bytes(0, self.config.volumes[volume].size);
-            let tick = self.ticked();
-            if let Err(wrong) = self.oracles[volume].judge(0, &data, tick) {
-                self.fail(format!("the drained backing device of volume {volume}: {wrong}"));
+            let size = self.config.volumes[volume].size;
+            let places = self.engine().locate(id_of(volume), 0, size.div_ceil(4096), usize::MAX);
+            for place in places.iter().filter(|place| place.copy != CopyAt::Lost) {
+                let from = place.block * 4096;
+                let len = (place.blocks * 4096).min(size - from);
+                let data = self.backing[volume].bytes.bytes(from, len);
+                let tick = self.ticked();
+                if let Err(wrong) = self.oracles[volume].judge(from, &data, tick) {
+                    self.fail(format!("the drained backing device of volume {volume}: {wrong}"));
+                }
             }
             self.check_places(volume);
+            self.check_copies(volume);
         }
     }
 

@@ -3,8 +3,11 @@
 use super::World;
 use crate::buffer::SimBuf;
 use crate::config::id_of;
+use crate::oracle::{Seen, recognise};
 use forebay_cache::engine::{Action, Event, Source};
-use forebay_io::{Instant, Lsn};
+use forebay_cache::format::batch::BatchView;
+use forebay_cache::format::record::Kind;
+use forebay_io::{Buf, Instant, Lsn, OpKind};
 use forebay_node::shard::ShardEvent;
 
 impl World {
@@ -55,12 +58,12 @@ impl World {
     /// The next completion of a backing device, whose order of versions is judged.
     pub(super) fn take_backing(&mut self, n: usize) -> Option<forebay_io::Completion<SimBuf>> {
         let before = self.backing[n].bytes.clone();
-        let done = self.backing[n].take_ready(self.now)?;
+        let done = self.backing[n].take_ready(self.now);
         let changed = self.backing[n].bytes.changed(&before);
         for page in changed {
             self.judge_order(n, page, &before);
         }
-        Some(done)
+        done
     }
 
     /// Carries actions to the devices, messages and events to the hosts.
@@ -101,12 +104,36 @@ impl World {
             let fua = if fua { " FUA" } else { "" };
             format!("device {name} {kind:?} {offset}+{len}{fua} as {token:x}")
         });
+        self.learn(&action);
         match action {
             Action::Cache(op) => self.cache.submit(op, self.now),
             Action::Backing(id, op) => {
                 let n = usize::try_from(id.0 - 3).unwrap_or(0);
                 self.backing[n].submit(op, self.now);
             }
+        }
+    }
+
+    /// Notes the LSN of what enters the log: the order in which the backing devices must get it.
+    fn learn(&mut self, action: &Action<SimBuf>) {
+        let Action::Cache(op) = action else { return };
+        let Some(data) = op.buf.as_ref().filter(|_| op.kind == OpKind::Write).map(Buf::as_slice)
+        else {
+            return;
+        };
+        let mut at = 0;
+        while let Some(view) = data.get(at..at + 4096).and_then(|b| BatchView::parse(b).ok()) {
+            for (record, _) in view.records().filter(|(record, _)| record.kind == Kind::Write) {
+                let from = at + usize::from(record.slot.saturating_sub(view.slot)) * 4096;
+                let sectors =
+                    data.get(from..from + record.data_blocks() * 4096).unwrap_or_default();
+                for (place, sector) in (record.block * 8..).zip(sectors.chunks(512)) {
+                    if let Seen::Write(write) = recognise(place, sector) {
+                        self.versions.entry((place, write)).or_insert(record.lsn.0);
+                    }
+                }
+            }
+            at += (1 + usize::from(view.blocks)) * 4096;
         }
     }
 
@@ -131,6 +158,9 @@ impl World {
                     }
                     Event::DirtyLost { volume, block, .. } if !self.tolerance.lost => {
                         self.fail(format!("block {block} of {volume} counts as lost"));
+                    }
+                    Event::DamageLeft { .. } if !self.tolerance.lost => {
+                        self.fail(format!("{event:?}, and nothing was damaged"));
                     }
                     _ => {}
                 }

@@ -4,7 +4,7 @@ use super::ask::Asked;
 use super::{Ask, OPEN, World};
 use crate::config::id_of;
 use crate::device::Device;
-use forebay_cache::engine::{CacheMode, Event};
+use forebay_cache::engine::{Aim, CacheMode, Event};
 use forebay_io::Instant;
 
 impl World {
@@ -24,14 +24,6 @@ impl World {
     }
 
     pub(super) fn stuck(&mut self, what: &str) {
-        if self.tolerance.stuck {
-            // Lost blocks, and those of a segment whose footer is gone, count as dirty until they are
-            // written through the log: drains, switches and bypassing writes wait for them.
-            self.over = true;
-            self.counts.stuck += 1;
-            self.asked.clear();
-            return;
-        }
         let now = Instant(self.now);
         let asked: Vec<Asked> = self.asked.values().take(4).cloned().collect();
         let volumes: Vec<_> =
@@ -107,11 +99,17 @@ impl World {
         self.pump();
     }
 
-    /// Runs until nothing is dirty.
+    /// Runs until nothing is dirty, or what is left is lost.
     pub fn drain_and_wait(&mut self, volume: usize) {
-        self.events.retain(|event| *event != Event::Drained { volume: id_of(volume) });
+        let id = id_of(volume);
+        let over = |event: &Event| match event {
+            Event::Drained { volume } => *volume == id,
+            Event::DamageLeft { volume, ended, .. } => (*volume, *ended) == (id, Aim::Drain),
+            _ => false,
+        };
+        self.events.retain(|event| !over(event));
         self.drain(volume);
-        self.wait_for(|event| *event == Event::Drained { volume: id_of(volume) });
+        self.wait_for(over);
     }
 
     /// A clean stop and a new start. Requests under way end first.
@@ -153,6 +151,7 @@ impl World {
         self.asked.clear();
         self.mail.clear();
         self.events.clear();
+        self.versions.clear();
         self.now += 1_000_000;
         self.start();
         if self.violation.is_none() && !self.over {
@@ -162,26 +161,38 @@ impl World {
 
     /// Flips bits in blocks of data of sealed segments: what was durable, and known to be.
     pub fn rot(&mut self, blocks: u64) {
-        let slots = u64::from(self.config.segment_slots);
-        let first = crate::config::head(self.config.segment_slots);
-        let segments = (self.config.cache_bytes - first) / (slots * 4096);
-        let data = slots - 1 - slots.div_ceil(48);
         for _ in 0..blocks * 4 {
-            let start = first + self.rng.below(segments) * slots * 4096;
-            let at = start + self.rng.below(data) * 4096;
-            let footer = self.cache.bytes.bytes(start + (data + 1) * 4096, 40);
-            let header = self.cache.bytes.bytes(start, 40);
+            let (at, bit) = (self.sealed_block(), self.rng.index(4096 * 8));
+            let Some(at) = at else { continue };
             let mut block = self.cache.bytes.bytes(at, 4096);
-            let bit = self.rng.index(4096 * 8);
-            // A footer of the segment's earlier life does not seal this one (both have the life's
-            // number in bytes 32 to 39).
-            let sealed = footer.starts_with(b"FBYFOOT\0") && footer[32..] == header[32..];
-            if !sealed || block.starts_with(b"FBYBATCH") {
-                continue;
-            }
             block[bit / 8] ^= 1 << (bit % 8);
             self.cache.put(at, &block);
             self.cache.injected.lies += 1;
         }
+    }
+
+    /// Makes blocks of sealed segments unreadable.
+    pub fn spoil(&mut self, blocks: u64) {
+        for _ in 0..blocks * 4 {
+            if let Some(at) = self.sealed_block() {
+                self.cache.spoil(at);
+            }
+        }
+    }
+
+    /// Where a random block of data is, if its segment is sealed.
+    fn sealed_block(&mut self) -> Option<u64> {
+        let slots = u64::from(self.config.segment_slots);
+        let first = crate::config::head(self.config.segment_slots);
+        let segments = (self.config.cache_bytes - first) / (slots * 4096);
+        let data = slots - 1 - slots.div_ceil(48);
+        let start = first + self.rng.below(segments) * slots * 4096;
+        let at = start + self.rng.below(data) * 4096;
+        let footer = self.cache.bytes.bytes(start + (data + 1) * 4096, 40);
+        let header = self.cache.bytes.bytes(start, 40);
+        // A footer of the segment's earlier life does not seal this one (both have the life's number
+        // in bytes 32 to 39).
+        let sealed = footer.starts_with(b"FBYFOOT\0") && footer[32..] == header[32..];
+        (sealed && !self.cache.bytes.bytes(at, 8).starts_with(b"FBYBATCH")).then_some(at)
     }
 }

@@ -45,6 +45,8 @@ impl<B: Buf> Engine<B> {
             && c.place == head.place
             && c.block == head.block + blocks
             && self.current(c)
+            && !self.destage.suspects(head.slot)
+            && !self.destage.suspects(c.slot)
         {
             blocks += 1;
         }
@@ -87,12 +89,14 @@ impl<B: Buf> Engine<B> {
     fn run_read<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
         let Some(run) = self.destage.runs.get(h) else { return };
         let (first, blocks) = (run.first, usize::try_from(run.blocks).unwrap_or(0));
+        let first_try = run.tries == 0;
         let mut at = 0;
         while at < blocks {
             let slot = self.destage.candidates[first + at].slot;
             let seg = self.map.segment_of(slot);
             let mut n = 1u32;
-            while at + (n as usize) < blocks && {
+            // After a failure each alone, to know which it is.
+            while first_try && at + (n as usize) < blocks && {
                 let next = self.destage.candidates[first + at + n as usize].slot;
                 next == slot + n && self.map.segment_of(next) == seg
             } {
@@ -157,9 +161,9 @@ impl<B: Buf> Engine<B> {
             self.cache_error(cx, error, false);
         }
         if let Some(c) = bad
-            && done.result.is_ok()
             && tries + 1 >= TRIES_MAX
             && self.current(&c)
+            && (done.result.is_ok() || self.destage.unreadable(c.slot))
         {
             self.block_lost(c.place, c.block, c.slot);
         }
@@ -268,6 +272,11 @@ impl<B: Buf> Engine<B> {
                 }
             }
             Err(error) => self.backing_error(cx, place, error),
+        }
+        if result == Err(DeviceError::Timeout)
+            && let Some(id) = self.destage.runs.get_mut(h).and_then(|run| run.claim.take())
+        {
+            self.end_backing(id, true);
         }
         self.run_end(h, result.is_ok() || self.plant.has(Bug::DestageErrorIgnored));
     }
