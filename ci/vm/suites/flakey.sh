@@ -104,7 +104,7 @@ backing_fails() {
     expect_lost_connection
     fresh 300ms
     device=$(device_of 512)
-    write_part "$device" all --rate=400k,400k &
+    write_part "$device" all --rate=300k,300k &
     writer=$!
     for how in "$BY_TURNS" "$WRITES_FAIL" "$ALL_FAILS"; do
         behave backing "$how"
