@@ -18,9 +18,10 @@ behave() {
     line="0 $HALF flakey /dev/vdb $first $2"
     [[ $2 != good ]] || line="0 $HALF linear /dev/vdb $first"
     if [[ -e $MAPPER/$1 ]]; then
-        dmsetup reload "$1" --table "$line" && dmsetup resume "$1" --noudevsync
+        dmsetup reload "$1" --table "$line" || return
+        dmsetup resume "$1" --noudevsync || return
     else
-        dmsetup create "$1" --noudevsync --noudevrules --uuid "forebay-test-$1" --table "$line"
+        dmsetup create "$1" --noudevsync --noudevrules --uuid "forebay-test-$1" --table "$line" || return
         dmsetup mknodes "$1"
     fi
     echo "$1: $2"
