@@ -4,7 +4,7 @@
 use crate::config::Config;
 use crate::device::{Device, Faults, Injected};
 use crate::script::{Fault, Step, Weather, script, weather};
-use crate::world::{Ask, Counts, Tolerance, World};
+use crate::world::{Counts, Tolerance, World};
 use forebay_io::{DeviceError, RequestOp};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -217,7 +217,7 @@ fn finish(world: &mut World, weather: Weather) {
     }
     if matches!(weather, Weather::Rot | Weather::Liar) {
         // What was lost counts as dirty until it is written anew.
-        heal(world);
+        world.sweep(RequestOp::Write, 32 << 10);
         world.check_all();
     }
     for volume in 0..world.backing.len() {
@@ -234,19 +234,5 @@ fn finish(world: &mut World, weather: Weather) {
     }
     if world.violation.is_none() && !world.over {
         world.check_all();
-    }
-}
-
-fn heal(world: &mut World) {
-    for volume in 0..world.backing.len() {
-        let size = world.config.volumes[volume].size;
-        for offset in (0..size).step_by(32 << 10) {
-            if world.violation.is_some() || world.over {
-                return;
-            }
-            let len = (32 << 10).min(size - offset);
-            let op = RequestOp::Write;
-            world.ask_and_wait(Ask { volume, op, offset, len, fua: false, spoil: false });
-        }
     }
 }

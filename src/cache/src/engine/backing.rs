@@ -71,13 +71,7 @@ impl<B: Buf> Engine<B> {
     fn through_log<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
         let Some(req) = self.reqs.get_mut(h) else { return };
         (req.bypass, req.through) = (false, true);
-        if !req.counted {
-            req.counted = true;
-            let place = req.volume;
-            if let Some(vol) = self.vols.get_mut(place) {
-                vol.journaling += 1;
-            }
-        }
+        self.count_journaling(h);
         self.write_go(cx, h, None);
     }
 

@@ -145,7 +145,7 @@ impl Volume {
 
     /// Nothing is dirty and no record waits for commit.
     pub(super) fn clean(&self) -> bool {
-        self.dirty == 0 && self.pending.is_empty() && self.ranges.iter().all(|range| !range.dirty)
+        self.dirty == 0 && self.settled()
     }
 }
 

@@ -88,13 +88,9 @@ impl<B: Buf> Engine<B> {
             let exclusive = bypass || through || edges || compare;
             if let Some(req) = self.reqs.get_mut(h) {
                 (req.bypass, req.through) = (bypass, through);
-                if !bypass && !req.counted {
-                    req.counted = true;
-                    let place = req.volume;
-                    if let Some(vol) = self.vols.get_mut(place) {
-                        vol.journaling += 1;
-                    }
-                }
+            }
+            if !bypass {
+                self.count_journaling(h);
             }
             if !self.claim(cx, h, exclusive, inline) {
                 return;
@@ -120,6 +116,16 @@ impl<B: Buf> Engine<B> {
             self.bypass_go(cx, h);
         } else {
             self.place(cx, h, inline);
+        }
+    }
+
+    /// A switch that settles waits for this request, once.
+    pub(super) fn count_journaling(&mut self, h: Handle) {
+        let Some(req) = self.reqs.get_mut(h).filter(|req| !req.counted) else { return };
+        req.counted = true;
+        let place = req.volume;
+        if let Some(vol) = self.vols.get_mut(place) {
+            vol.journaling += 1;
         }
     }
 

@@ -85,6 +85,19 @@ fn fill_racing_a_write_that_goes_around_the_cache() {
     }
 }
 
+/// Reads and writes of single blocks, one of `writes` a write, about `depth` at once.
+fn single_blocks(w: &mut World, depth: usize, blocks: u64, writes: u64) {
+    for _ in 0..3000 {
+        while w.asked.len() > depth {
+            w.step();
+        }
+        let block = w.rng.below(blocks);
+        let op = if w.rng.below(writes) == 0 { RequestOp::Write } else { RequestOp::Read };
+        w.ask(0, op, block * K, K);
+    }
+    w.quiesce();
+}
+
 #[test]
 fn fill_racing_an_eviction() {
     for seed in 0..8 {
@@ -96,15 +109,7 @@ fn fill_racing_an_eviction() {
             ..Setup::default()
         };
         let mut w = World::new(seed, setup);
-        for _ in 0..3000 {
-            while w.asked.len() > 24 {
-                w.step();
-            }
-            let block = w.rng.below(4096);
-            let op = if w.rng.below(4) == 0 { RequestOp::Write } else { RequestOp::Read };
-            w.ask(0, op, block * K, K);
-        }
-        w.quiesce();
+        single_blocks(&mut w, 24, 4096, 4);
         let stats = w.engine.stats(Instant(w.now));
         assert!(stats.reclaimed[2] > 100 && stats.counts.fills > 300, "{stats:?}");
         w.crash(false);
@@ -737,15 +742,7 @@ fn the_hit_ratio_after_a_crash_is_at_least_95_percent_of_before() {
             ..Setup::default()
         };
         let mut w = World::new(seed, setup);
-        for _ in 0..3000 {
-            while w.asked.len() > 16 {
-                w.step();
-            }
-            let block = w.rng.below(768);
-            let op = if w.rng.below(3) == 0 { RequestOp::Write } else { RequestOp::Read };
-            w.ask(0, op, block * K, K);
-        }
-        w.quiesce();
+        single_blocks(&mut w, 16, 768, 3);
         w.run_for(50_000_000);
         let cached = w.engine.stats(Instant(w.now)).cached_blocks;
         w.crash(true);

@@ -219,14 +219,18 @@ impl World {
 
     /// Reads everything as a host does, and judges it.
     pub fn check_all(&mut self) {
+        self.sweep(RequestOp::Read, 64 << 10);
+    }
+
+    /// Asks for all of every volume, `step` bytes at a time.
+    pub(crate) fn sweep(&mut self, op: RequestOp, step: u32) {
         for volume in 0..self.backing.len() {
             let size = self.config.volumes[volume].size;
-            for offset in (0..size).step_by(64 << 10) {
+            for offset in (0..size).step_by(step as usize) {
                 if self.violation.is_some() || self.over {
                     return;
                 }
-                let len = (64 << 10).min(size - offset);
-                let op = RequestOp::Read;
+                let len = u64::from(step).min(size - offset);
                 self.ask_and_wait(Ask { volume, op, offset, len, fua: false, spoil: false });
             }
         }

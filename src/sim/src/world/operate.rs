@@ -55,10 +55,8 @@ impl World {
         self.stuck("a request does not end");
     }
 
-    /// Waits until nothing is in flight and makes all that completed durable, as a device may at any
-    /// time.
-    pub fn calm(&mut self) {
-        self.quiesce();
+    /// Waits until the devices have nothing in flight.
+    fn land(&mut self) {
         for _ in 0..1000 {
             let flying = self.backing.iter().map(Device::in_flight).sum::<usize>();
             if flying + self.cache.in_flight() == 0 || self.violation.is_some() {
@@ -66,6 +64,13 @@ impl World {
             }
             self.step();
         }
+    }
+
+    /// Waits until nothing is in flight and makes all that completed durable, as a device may at any
+    /// time.
+    pub fn calm(&mut self) {
+        self.quiesce();
+        self.land();
         self.cache.settle();
         self.backing.iter_mut().for_each(Device::settle);
         let tick = self.tick();
@@ -121,13 +126,7 @@ impl World {
         self.line(|| "stop".to_owned());
         self.engine().stop();
         self.wait_for(|event| *event == Event::Stopped);
-        for _ in 0..1000 {
-            let flying = self.backing.iter().map(Device::in_flight).sum::<usize>();
-            if flying + self.cache.in_flight() == 0 || self.violation.is_some() {
-                break;
-            }
-            self.step();
-        }
+        self.land();
         self.mail.clear();
         self.events.clear();
         self.start();
