@@ -139,6 +139,9 @@ impl Recovery {
         let none = RecoveryError::NoSuchShard(shard);
         let superblock = opened.shards.get(usize::from(shard)).ok_or(none.clone())?.clone();
         let map = opened.map(shard).ok_or(none)?;
+        if !read_only {
+            superblock.check_start().map_err(RecoveryError::Superblock)?;
+        }
         if map.slots() > MAX_SLOTS {
             return Err(RecoveryError::Index(IndexError::Capacity(map.slots())));
         }

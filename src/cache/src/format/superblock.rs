@@ -3,7 +3,7 @@
 
 use super::bytes::{Reader, put_crc, put_u16, put_u32, put_u64, sound};
 use super::geometry::{Extent, MAX_INCARNATION};
-use super::record::MAX_VOLUME;
+use super::record::{MAX_LSN, MAX_VOLUME};
 use super::{BLOCK, VERSION};
 use core::fmt;
 use forebay_io::{Epoch, Lsn, Uuid};
@@ -22,6 +22,8 @@ pub const VOLUME_BYTES: usize = 512;
 pub const MAX_VOLUMES: usize = 384;
 /// Most extents of a shard.
 pub const MAX_EXTENTS: usize = 4096;
+/// One above the greatest generation of a superblock.
+pub const MAX_GENERATION: u64 = 1 << 63;
 /// Longest volume name in bytes of UTF-8.
 pub const MAX_NAME: usize = 96;
 /// Longest identity of a backing device in bytes of UTF-8.
@@ -152,6 +154,8 @@ impl VolumeEntry {
             && self.backing_identity.len() <= MAX_IDENTITY
             && !self.uuid.is_nil()
             && !self.journal.is_nil()
+            && self.accounted.0 < MAX_LSN
+            && self.base.0 < MAX_LSN
     }
 }
 
@@ -208,6 +212,8 @@ pub enum SuperblockError {
     Extents,
     /// The incarnations are used up: the cache must be drained and formatted again.
     Incarnation,
+    /// The generations are used up, which no honest number of writes does.
+    Generation,
     /// A volume's entry breaks a bound (the index is given), or is not in order.
     Volume(u16),
 }
@@ -220,10 +226,15 @@ impl fmt::Display for SuperblockError {
             Self::Incarnation => f.write_str(
                 "this cache has been started as often as its format allows: drain it and run `forebay format`",
             ),
+            Self::Generation => f.write_str(
+                "the superblock's generation is the last that its format has: the cache device was written to \
+                 by something else; drain it and run `forebay format`",
+            ),
             Self::Volume(index) => write!(
                 f,
                 "the entry of volume {index} is not valid: name at most {MAX_NAME} bytes, backing \
-                 identity at most {MAX_IDENTITY}, block size 512 or 4096, each index once"
+                 identity at most {MAX_IDENTITY}, block size 512 or 4096, log sequence numbers below 2^63, \
+                 each index once"
             ),
         }
     }
@@ -311,6 +322,20 @@ impl Superblock {
         Ok(len)
     }
 
+    /// Whether a start can still write its two copies in the next incarnation.
+    ///
+    /// # Errors
+    /// [`SuperblockError::Incarnation`], [`SuperblockError::Generation`].
+    pub(crate) const fn check_start(&self) -> Result<(), SuperblockError> {
+        if self.incarnation >= MAX_INCARNATION - 1 {
+            return Err(SuperblockError::Incarnation);
+        }
+        if self.generation >= MAX_GENERATION - 2 {
+            return Err(SuperblockError::Generation);
+        }
+        Ok(())
+    }
+
     fn check(&self) -> Result<(), SuperblockError> {
         if self.volumes.len() > MAX_VOLUMES {
             return Err(SuperblockError::Volumes);
@@ -320,6 +345,9 @@ impl Superblock {
         }
         if self.incarnation >= MAX_INCARNATION {
             return Err(SuperblockError::Incarnation);
+        }
+        if self.generation >= MAX_GENERATION {
+            return Err(SuperblockError::Generation);
         }
         let mut least = 0;
         for volume in &self.volumes {

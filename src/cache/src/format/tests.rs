@@ -8,10 +8,10 @@ use super::batch::{
 use super::device::probe;
 use super::footer::{FooterHead, FooterView, FreeMark, Keep, build_footer};
 use super::geometry::{Extent, Geometry, LogStream, Numbers, ShardMap};
-use super::record::{Kind, MAX_BLOCK, MAX_VOLUME, Record};
+use super::record::{Kind, MAX_BLOCK, MAX_LSN, MAX_VOLUME, Record};
 use super::segment_log::SegmentLog;
 use super::superblock::{
-    MAX_IDENTITY, MAX_NAME, Superblock, SuperblockError, VolumeEntry, volume_key,
+    MAX_GENERATION, MAX_IDENTITY, MAX_NAME, Superblock, SuperblockError, VolumeEntry, volume_key,
 };
 use super::test_support::fix_crc;
 use super::{BLOCK, VERSION};
@@ -259,7 +259,7 @@ proptest! {
 
     #[test]
     fn superblocks_come_back_and_any_change_is_noticed(
-        shard: u16, generation: u64, incarnation in 0u32..1 << 20, clean_stop: bool,
+        shard: u16, generation in 0..MAX_GENERATION, incarnation in 0u32..1 << 20, clean_stop: bool,
         extents in prop::collection::vec((any::<u32>(), any::<u32>()), 0..30),
         volumes in prop::collection::btree_map(0..MAX_VOLUME, (any::<[u8; 16]>(), any::<[u64; 4]>(), ".{0,20}"), 0..20),
         at: prop::sample::Index, flip in 1u8..,
@@ -492,6 +492,19 @@ fn a_superblock_refuses_what_it_cannot_hold() {
     assert_eq!(Superblock::parse(&out), Some(superblock.clone()));
     superblock.incarnation = 1 << 20;
     assert_eq!(superblock.encode(&mut out), Err(SuperblockError::Incarnation));
+    superblock.incarnation = 1;
+    superblock.generation = MAX_GENERATION;
+    assert_eq!(superblock.encode(&mut out), Err(SuperblockError::Generation));
+    superblock.generation -= 1;
+    for lsn in [MAX_LSN - 1, MAX_LSN] {
+        for (accounted, base) in [(lsn, 0), (0, lsn)] {
+            let entry =
+                VolumeEntry { accounted: Lsn(accounted), base: Lsn(base), ..volume.clone() };
+            superblock.volumes = vec![entry];
+            let refused = (lsn == MAX_LSN).then_some(SuperblockError::Volume(0));
+            assert_eq!(superblock.encode(&mut out).err(), refused);
+        }
+    }
     let long = "é".repeat(200);
     let text = VolumeEntry::identity_text(&long);
     assert!(text.len() <= MAX_IDENTITY && text != VolumeEntry::identity_text(&long[2..]));

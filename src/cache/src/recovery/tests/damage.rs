@@ -1,11 +1,12 @@
 //! Blocks that cannot be read and bytes that rot: the rest is recovered, what is lost is said.
 
-use super::rig::{Writer, content, found, open, recover};
+use super::rig::{Writer, content, found, open, recover, recover_with};
 use crate::format::BLOCK_U64;
 use crate::format::device::OpenError;
 use crate::format::geometry::LogStream::{Fill, Journal};
 use crate::format::record::Kind;
-use crate::recovery::SegmentState;
+use crate::format::superblock::{MAX_GENERATION, SuperblockError};
+use crate::recovery::{RecoveryError, SegmentState};
 
 fn log() -> Writer {
     let mut writer = Writer::new();
@@ -144,4 +145,16 @@ fn either_copy_of_the_superblock_and_of_the_header_is_enough() {
             "{error:?}"
         );
     }
+}
+
+#[test]
+fn a_superblock_of_the_last_generation_is_refused_and_stays_as_it_is() {
+    let mut writer = log();
+    writer.superblock.generation = MAX_GENERATION - 4;
+    writer.write_superblock();
+    let before = writer.disk.bytes.clone();
+    let refused = recover(&mut writer.disk).err();
+    assert!(recover_with(&mut writer.disk, true).is_ok());
+    assert_eq!(refused, Some(RecoveryError::Superblock(SuperblockError::Generation)));
+    assert!(writer.disk.bytes == before);
 }
