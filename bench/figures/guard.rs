@@ -2,7 +2,7 @@
 //! target that is held still (SIGSTOP) would stay so for ever.
 
 use crate::Result;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
@@ -14,14 +14,26 @@ impl Guard {
     /// Guards against leaving something behind that `command` (of `sh`) ends.
     pub(crate) fn new(command: &str) -> Result<Self> {
         // It reads a word that Drop writes; the end of its input says that nobody will.
-        let script = format!("trap '' INT TERM HUP; read -r word || {{ {command}\n}}");
-        let guard = Command::new("sh")
+        let script =
+            format!("trap '' INT TERM HUP; echo armed; exec >&2; read -r word || {{ {command}\n}}");
+        let mut guard = Command::new("sh")
             .args(["-c", &script])
             .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             // What a terminal sends to this program must not reach it.
             .process_group(0)
-            .spawn();
-        guard.map(Self).map_err(|error| format!("sh: {error}"))
+            .spawn()
+            .map_err(|error| format!("sh: {error}"))?;
+        // A shell that has not set its traps yet can still be ended by a signal.
+        let mut armed = String::new();
+        if let Some(output) = guard.stdout.take() {
+            let read = BufReader::new(output).read_line(&mut armed);
+            read.map_err(|error| format!("sh: {error}"))?;
+        }
+        if armed.is_empty() {
+            return Err("sh: it ended before it could guard".to_owned());
+        }
+        Ok(Self(guard))
     }
 }
 
