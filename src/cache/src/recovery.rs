@@ -333,20 +333,27 @@ impl Recovery {
                 _ => info.seq = found.mark.map_or(0, |mark| mark.name.seq),
             }
         }
-        self.numbers = Numbers::after(highest);
-        let incarnation = u64::from(self.superblock.incarnation);
-        if Numbers::incarnation(highest) > incarnation {
-            self.error = Some(RecoveryError::Superseded {
-                superblock: self.superblock.incarnation,
-                log: Numbers::incarnation(highest),
-            });
-        }
+        self.go_on_after(highest);
         let unsealed = self.sources.unsealed_count();
         if unsealed > MAX_UNSEALED {
             let count = u32::try_from(unsealed).unwrap_or(u32::MAX);
             self.error = Some(RecoveryError::TooManyOpen(count));
         }
         self.phase = Phase::Scan;
+    }
+
+    /// Takes note of a number in the log: fresh ones are higher, and none is of a later incarnation
+    /// than the superblock.
+    fn go_on_after(&mut self, highest: u64) {
+        if highest >= self.numbers.peek() {
+            self.numbers = Numbers::after(highest);
+        }
+        if Numbers::incarnation(highest) > u64::from(self.superblock.incarnation) {
+            self.error = Some(RecoveryError::Superseded {
+                superblock: self.superblock.incarnation,
+                log: Numbers::incarnation(highest),
+            });
+        }
     }
 
     // ---- scan
@@ -384,8 +391,7 @@ impl Recovery {
         if let Some(bytes) = bytes {
             let replay = &self.replay;
             self.sources.scanned(segment, &bytes, |record| replay.key(record));
-            let highest = self.sources.highest(segment);
-            self.numbers = Numbers::after(highest.max(self.numbers.peek().saturating_sub(1)));
+            self.go_on_after(self.sources.highest(segment));
             self.replay.stats.scanned += 1;
             self.transfer.recycle(bytes);
         }

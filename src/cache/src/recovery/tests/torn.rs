@@ -3,6 +3,7 @@
 use super::rig::{Writer, content, found, recover, recover_with};
 use crate::format::footer::Keep;
 use crate::format::geometry::LogStream::{Fill, Journal};
+use crate::format::geometry::Numbers;
 use crate::format::record::Kind::{Commit, Fill as FillData, Invalidate, Trim, Write, Zeroes};
 use crate::format::{BLOCK, BLOCK_U64};
 use crate::recovery::RecoveryError;
@@ -265,6 +266,18 @@ fn a_superblock_older_than_the_log_is_refused() {
     let error = recover_with(&mut writer.disk, true).err().unwrap();
     assert!(matches!(error, RecoveryError::Superseded { .. }), "{error}");
     assert!(error.to_string().contains("older copy"));
+}
+
+#[test]
+fn a_batch_of_a_later_incarnation_inside_an_open_segment_is_refused_before_anything_is_written() {
+    let mut writer = Writer::new();
+    writer.put(Journal, &[writer.item(Commit, 0, 0, 0, 0), writer.item(Write, 0, 1, 1, 1)]);
+    writer.numbers = Numbers::new(writer.superblock.incarnation + 1);
+    writer.put(Journal, &[writer.item(Write, 0, 2, 1, 2)]);
+    let before = writer.disk.bytes.clone();
+    let error = recover(&mut writer.disk).err().unwrap();
+    assert!(matches!(error, RecoveryError::Superseded { .. }), "{error}");
+    assert!(writer.disk.bytes == before);
 }
 
 #[test]
