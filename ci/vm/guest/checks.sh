@@ -60,6 +60,7 @@ attempt() {
     spoiled=$spoil
     : >"$RUN/expected"
     : >"$RUN/report"
+    : >"$RUN/still"
     (
         set +e
         (
@@ -88,7 +89,7 @@ attempt() {
 
 # Says what a check counted, for the line of results.
 report() { echo "$*" >"$RUN/report"; }
-counts() { [[ ! -s $RUN/report ]] || echo "; $(<"$RUN/report")"; }
+counts() { [[ ! -s $RUN/report ]] || echo "; $(<"$RUN/report")"; [[ ! -s $RUN/still ]] || echo "; $(paste -sd, "$RUN/still")"; }
 
 # The reason: the last line that the check wrote.
 why() {

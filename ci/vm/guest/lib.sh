@@ -70,15 +70,22 @@ device_of() {
 }
 state_of() { cat "$(controller_dir "$1")/state"; }
 
-# Repeats a command until it succeeds, for at most $1 seconds.
+# Repeats a command until it succeeds, for at most $1 seconds. Only a look that began after them decides: an emulated
+# processor may lose its timer and stand still for longer than that, and what was seen before then says nothing.
 eventually() {
-    local deadline=$((SECONDS + $1))
+    local limit=$1 began=$SECONDS looked last
     shift
-    until "$@"; do
-        ((SECONDS < deadline)) || return 1
+    for ((last = 0; ; )); do
+        looked=$SECONDS
+        if "$@"; then return 0; fi
+        if ((last)); then return 1; fi
         sleep 0.05
+        if ((SECONDS - looked > 3)); then stood_still $((SECONDS - looked)); fi
+        last=$((SECONDS - began >= limit))
     done
 }
+# Leaves a note for the line of results.
+stood_still() { echo "the guest stood still for $1 s" | tee -a "$RUN/still"; }
 
 # Fails unless all the jq expressions $2... hold on the JSON in file $1; names the first that does not, and what it saw.
 # One call for many, because jq takes half a second to start in emulation.
