@@ -284,7 +284,10 @@ impl<B: Buf> Engine<B> {
     }
 
     fn round_begin<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
-        if !self.wants_destage(cx.now) {
+        let winds_down = self.winds_down();
+        let wanted =
+            if winds_down { !self.destage.written.is_empty() } else { self.wants_destage(cx.now) };
+        if !wanted {
             if self.dirty == 0 {
                 self.destage.urgent = false;
             }
@@ -303,8 +306,10 @@ impl<B: Buf> Engine<B> {
         // What write-through brought needs no run.
         core::mem::swap(&mut d.done, &mut d.written);
         d.written_since = None;
-        self.pick_zeroes(cx.now);
-        self.pick_segments(cx);
+        if !winds_down {
+            self.pick_zeroes(cx.now);
+            self.pick_segments(cx);
+        }
         self.destage.phase = Phase::Load;
     }
 
@@ -451,6 +456,11 @@ impl<B: Buf> Engine<B> {
     }
 
     fn round_run<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
+        if self.winds_down() {
+            let d = &mut self.destage;
+            d.candidates.truncate(d.next);
+            d.zeroes.truncate(d.next_zeroes);
+        }
         let window = self.destage.pace.window(self.dirty_level() >= super::throttle::FROM);
         while self.destage.active < window && self.destage.next_zeroes < self.destage.zeroes.len() {
             self.zeroes_begin(cx);

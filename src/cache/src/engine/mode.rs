@@ -508,6 +508,12 @@ impl<B: Buf> Engine<B> {
         self.supers.change()
     }
 
+    /// A stop with no request left: what is dirty stays in the cache, and a round under way ends
+    /// with what it has begun.
+    pub(super) fn winds_down(&self) -> bool {
+        self.stopping && self.reqs.len() == 0
+    }
+
     fn stop_step<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
         if !self.stopping || self.stopped {
             return;

@@ -137,7 +137,9 @@ impl<B: Buf> Engine<B> {
     }
 
     fn reclaim_begin<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
-        if self.segs.free_count() >= self.reclaim_from() {
+        // A destage round that a stop waits for may still need room for its trims.
+        let no_use = self.winds_down() && self.destage.resting();
+        if self.segs.free_count() >= self.reclaim_from() || no_use {
             self.reclaim.wanted = false;
             return;
         }

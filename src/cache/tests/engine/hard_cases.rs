@@ -733,6 +733,29 @@ fn after_a_clean_stop_all_is_there_and_dirty_data_stays_dirty() {
 }
 
 #[test]
+fn a_stop_does_not_wait_until_all_is_destaged() {
+    for seed in 0..20 {
+        let mut w = lazy(seed, CacheMode::WriteBack);
+        for n in 0..120 {
+            w.write(0, n * 4 * K, 2 * K);
+        }
+        w.quiesce();
+        w.backing[0].latency = (50_000_000, 60_000_000);
+        w.engine.drain(World::id(0)).unwrap();
+        w.run_for(20_000_000);
+        let (began, dirty) = (w.now, w.engine.stats(Instant(w.now)).dirty_bytes);
+        w.engine.stop();
+        w.wait_for(|e| *e == Event::Stopped);
+        assert!(w.now - began < 500_000_000, "{} ms", (w.now - began) / 1_000_000);
+        assert!(w.engine.stats(Instant(w.now)).dirty_bytes > dirty / 2);
+        w.restart();
+        w.check_all(0);
+        w.drain(0);
+        w.check_backing(0);
+    }
+}
+
+#[test]
 fn the_hit_ratio_after_a_crash_is_at_least_95_percent_of_before() {
     for seed in 0..5 {
         let setup = Setup {

@@ -60,6 +60,9 @@ const LIVE_EVERY: Duration = Duration::from_secs(1);
 /// How often the node is looked after.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
+/// How often a stop looks whether the reactors are quiet.
+const STOP_LOOK_EVERY: Duration = Duration::from_millis(2);
+
 /// Runs a node until SIGINT or SIGTERM.
 ///
 /// # Errors
@@ -160,7 +163,18 @@ fn watch(node: &Arc<Node>) {
 
 /// Stops the reactors: commands under way end, logs are sealed, dirty data stays in the cache.
 fn stop(node: &Node, handles: Vec<ReactorHandle>) {
-    let _ = node.reactors.each(|service, context| service.quiesce(context.now));
+    // A reactor that does not answer any more has nothing that could be waited for.
+    let _ = node.reactors.each(|service, _| service.quiesce());
+    // One reactor's hosts may use another's volumes: all are quiet before the first engine stops.
+    let until = Instant::now() + service::STOP_PATIENCE;
+    while Instant::now() < until {
+        let quiet = node.reactors.each(|service, _| service.is_quiet());
+        if quiet.is_ok_and(|quiet| quiet.into_iter().all(|quiet| quiet)) {
+            break;
+        }
+        std::thread::sleep(STOP_LOOK_EVERY);
+    }
+    let _ = node.reactors.each(|service, context| service.stop(context.now));
     for handle in handles {
         if handle.join().is_err() {
             eprintln!("forebay: a reactor ended in a panic; its volumes recover at the next start");

@@ -293,6 +293,21 @@ impl Net {
         shard.conn_closed(id, now);
     }
 
+    /// Ends every connection.
+    pub(crate) fn close_all(&mut self, shard: &mut NodeShard, now: Instant) {
+        while let Some(at) = self.live.pop() {
+            if let Some(link) = self.links.get_mut(at).and_then(Option::take) {
+                shard.conn_closed(link.id, now);
+            }
+        }
+    }
+
+    /// Whether a host has not been sent all of its answers.
+    pub(crate) fn has_unsent(&self, shard: &NodeShard) -> bool {
+        let mut links = self.live.iter().filter_map(|at| self.links.get(*at)?.as_ref());
+        links.any(|link| shard.target.tx(link.id).is_some_and(|tx| !tx.is_empty()))
+    }
+
     fn receive(&mut self, at: usize, shard: &mut NodeShard, now: Instant) -> bool {
         let Some(Some(link)) = self.links.get_mut(at) else { return false };
         let id = link.id;

@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 /// Messages of the target's protocol that wait for room in another reactor's mailbox.
 const OUTGOING_MAX: usize = 8192;
-/// How long a stopping reactor waits for hosts' commands under way.
-const STOP_PATIENCE: core::time::Duration = core::time::Duration::from_secs(10);
+/// How long a stop waits for hosts' commands under way, and then for the engines' last records.
+pub(super) const STOP_PATIENCE: core::time::Duration = core::time::Duration::from_secs(10);
 
 /// Which reactor serves a subsystem; replaced as a whole when volumes come and go.
 #[derive(Debug, Default)]
@@ -44,8 +44,8 @@ pub(crate) enum Message {
 pub(crate) enum Life {
     /// Serving.
     Serving,
-    /// No new commands; those under way end, at the latest then.
-    Quiescing(Instant),
+    /// No new commands; those under way end.
+    Quiescing,
     /// The engines write their last records.
     Stopping(Instant),
     /// Done.
@@ -103,12 +103,31 @@ impl NodeService {
         }
     }
 
-    /// Begins the end: no new connections or commands, then the engines stop cleanly.
-    pub(crate) fn quiesce(&mut self, now: Instant) {
+    /// Begins the end: no new connections or commands.
+    pub(crate) fn quiesce(&mut self) {
         if self.life == Life::Serving {
             self.net.close_doors();
-            self.life = Life::Quiescing(now + STOP_PATIENCE);
+            self.life = Life::Quiescing;
         }
+    }
+
+    /// Whether every command that hosts of this reactor had under way has ended and is answered.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.shard.target.outstanding() == 0
+            && self.outgoing.is_empty()
+            && !self.net.has_unsent(&self.shard)
+    }
+
+    /// Ends the connections, so that hosts look for another path or wait for this one at once, and
+    /// has the engines write their last records. All reactors are quiet, or nobody waits for them any more.
+    pub(crate) fn stop(&mut self, now: Instant) {
+        self.net.close_all(&mut self.shard, now);
+        for engine in 0..self.shard.engine_count() {
+            if let Some(engine) = self.shard.engine(engine) {
+                engine.stop();
+            }
+        }
+        self.life = Life::Stopping(now + STOP_PATIENCE);
     }
 
     /// Carries out what a call of the control plane has set going.
@@ -211,22 +230,19 @@ impl NodeService {
 
     fn advance_life(&mut self, now: Instant) {
         match self.life {
-            Life::Quiescing(until) => {
-                if now >= until || self.shard.target.outstanding() == 0 {
-                    for engine in 0..self.shard.engine_count() {
-                        if let Some(engine) = self.shard.engine(engine) {
-                            engine.stop();
-                        }
-                    }
-                    self.life = Life::Stopping(now + STOP_PATIENCE);
-                }
-            }
             Life::Stopping(until) => {
-                if now >= until || self.engines_stopped >= self.shard.engine_count() {
+                let all = self.shard.engine_count();
+                if now >= until && self.engines_stopped < all {
+                    tracing::warn!(
+                        reactor = self.reactor,
+                        "the devices took too long for a clean stop: the next start recovers, and loses nothing"
+                    );
+                }
+                if now >= until || self.engines_stopped >= all {
                     self.life = Life::Stopped;
                 }
             }
-            Life::Serving | Life::Stopped => {}
+            Life::Serving | Life::Quiescing | Life::Stopped => {}
         }
     }
 }
@@ -272,8 +288,8 @@ impl Service for NodeService {
             return Instant(0);
         }
         let life = match self.life {
-            Life::Quiescing(until) | Life::Stopping(until) => until,
-            Life::Serving | Life::Stopped => Instant::NEVER,
+            Life::Stopping(until) => until,
+            Life::Serving | Life::Quiescing | Life::Stopped => Instant::NEVER,
         };
         let devices = self.devices.next_deadline();
         self.shard.next_deadline().min(self.net.next_deadline()).min(devices).min(life)

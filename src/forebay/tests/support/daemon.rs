@@ -121,6 +121,11 @@ impl Daemon {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Where it prints.
+    pub fn log_path(&self) -> PathBuf {
+        self.log.clone()
+    }
+
     /// A connection to its control socket.
     pub fn client(&self) -> Client {
         Client::connect(&self.socket).unwrap_or_else(|error| panic!("{error}\n{}", self.log()))
