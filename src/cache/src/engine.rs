@@ -11,6 +11,7 @@
 //! | `log`, `stream`, `segments`, `seal` | batches, segments, footers |
 //! | `destage`, `reclaim` | dirty data to the backing devices, room for new data |
 //! | `mode`, `detach`, `super_io` | live switches, drain, attach, detach, stop; the superblock |
+//! | `order` | batches of `write-back-ordered` |
 //! | `throttle`, `flush`, `failure`, `stats`, `scrub`, `locate` | as named |
 
 mod backing;
@@ -25,6 +26,7 @@ mod locate;
 mod log;
 mod mode;
 mod ops;
+mod order;
 mod range_ops;
 mod read;
 mod rebuild;
@@ -44,6 +46,7 @@ mod write;
 
 pub use locate::{CopyAt, Place};
 pub use mode::{ControlError, MAX_VOLUMES};
+pub use order::OrderState;
 pub use scrub::{ScrubReport, ScrubState, ScrubStatus};
 pub use stats::{BlockCounts, Counts, EngineStats, SILENT, VolumeStats};
 pub use types::{Action, Aim, BLOCK, CacheMode, Event, Limits, OnFailure, Source, VolumeSpec};
@@ -137,6 +140,8 @@ pub struct Engine<B: Buf> {
     footers: Vec<seal::Footer<B>>,
     /// Dirty blocks, over all volumes.
     dirty: u64,
+    /// Versions that were replaced and are kept for their batch, over all volumes.
+    kept: u64,
     plant: crate::plant::Plant,
     zero: Option<B>,
     stalled: VecDeque<Handle>,
@@ -238,6 +243,7 @@ impl<B: Buf> Engine<B> {
             },
             footers: Vec::new(),
             dirty,
+            kept: 0,
             plant: crate::plant::Plant::default(),
             zero: None,
             stalled: VecDeque::new(),
@@ -447,6 +453,9 @@ impl<B: Buf> Engine<B> {
         at = at.min(self.destage.deadline()).min(self.sweep_deadline());
         if let Some((end, _)) = self.doubtful.front() {
             at = at.min((*end).max(self.watch_at));
+        }
+        if self.cache_failed.is_none() {
+            at = at.min(self.orders_deadline());
         }
         at = at.min(self.refusals.deadline()).min(self.scrub.deadline());
         for h in &self.stalled {

@@ -115,6 +115,7 @@ impl<B: Buf> Engine<B> {
         for block in first..first.saturating_add(blocks) {
             let Some(key) = self.vols.key(place, block) else { break };
             if let Some(old) = self.index.remove(key) {
+                self.order_replaced(place, old);
                 self.uncount(place, old);
             }
         }

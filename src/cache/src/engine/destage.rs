@@ -263,6 +263,9 @@ impl<B: Buf> Engine<B> {
     }
 
     fn wants_destage(&self, now: Instant) -> bool {
+        if self.orders_want(now) {
+            return true;
+        }
         let d = &self.destage;
         let written = d.written.len() >= WRITTEN_MANY || d.deadline() <= now;
         if written {
@@ -284,6 +287,7 @@ impl<B: Buf> Engine<B> {
     }
 
     fn round_begin<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
+        self.orders_step(cx.now);
         let winds_down = self.winds_down();
         let wanted =
             if winds_down { !self.destage.written.is_empty() } else { self.wants_destage(cx.now) };
@@ -320,7 +324,11 @@ impl<B: Buf> Engine<B> {
                 continue;
             }
             let most = if vol.backing.write_zeroes { ZEROES_MAX } else { ZEROES_WRITE_MAX };
-            for range in vol.ranges.iter().filter(|range| range.dirty).take(RANGES_MAX) {
+            let ranges = match &vol.order {
+                Some(order) if vol.in_batches() => order.zeroes(),
+                _ => &vol.ranges,
+            };
+            for range in ranges.iter().filter(|range| range.dirty).take(RANGES_MAX) {
                 let mut at = range.first;
                 let end = range.first + range.blocks;
                 while at < end && self.destage.zeroes.len() < 4096 {
@@ -346,6 +354,7 @@ impl<B: Buf> Engine<B> {
             })
             .take(self.destage.pace.segments()),
         );
+        self.orders_pick(cx.now, self.destage.pace.segments(), &mut picked);
         for seg in &picked {
             if let Some(log) = self.segs.get_mut(*seg).and_then(|s| s.log.take()) {
                 self.collect(cx.now, *seg, &log);
@@ -354,7 +363,11 @@ impl<B: Buf> Engine<B> {
                 }
             } else {
                 let what = What::DestageFooter { seg: *seg };
-                self.destage.loading += usize::from(self.footer_read(cx, *seg, what));
+                if self.footer_read(cx, *seg, what) {
+                    self.destage.loading += 1;
+                } else {
+                    self.orders_missed(*seg);
+                }
             }
         }
         self.destage.segments = picked;
@@ -400,6 +413,7 @@ impl<B: Buf> Engine<B> {
                 self.collect(cx.now, seg, &log);
             }
             None => {
+                self.orders_missed(seg);
                 if let Some(s) = self.segs.get_mut(seg) {
                     s.skip_until = cx.now + SKIP;
                 }
@@ -417,17 +431,26 @@ impl<B: Buf> Engine<B> {
             let Some(place) = self.vols.place_of(record.volume, record.generation) else {
                 continue;
             };
+            let vol = self.vols.get(place);
+            let batches = vol.is_some_and(|vol| vol.in_batches());
+            if batches
+                && vol
+                    .and_then(|vol| vol.order.as_ref()?.batch())
+                    .is_none_or(|end| record.lsn.0 > end)
+            {
+                continue;
+            }
             let first = self.map.slot(seg, record.slot);
             for ((slot, block), crc) in (first..).zip(record.block..).zip(crcs) {
-                let Some(key) = self.vols.key(place, block) else { continue };
-                let wanted = self.index.get(key).is_some_and(|entry| {
-                    entry.slot == slot
-                        && entry.flags.dirty()
-                        && !Self::not_for_destage(entry.flags.spare())
-                });
-                if wanted {
-                    let lsn = record.lsn.0;
-                    self.destage.candidates.push(Candidate { place, block, slot, lsn, crc: *crc });
+                let c = Candidate { place, block, slot, lsn: record.lsn.0, crc: *crc };
+                if !self.current(&c) {
+                    continue;
+                }
+                self.destage.candidates.push(c);
+                if batches
+                    && let Some(order) = self.vols.get_mut(place).and_then(|vol| vol.order.as_mut())
+                {
+                    order.chose();
                 }
             }
         }
@@ -461,7 +484,8 @@ impl<B: Buf> Engine<B> {
             d.candidates.truncate(d.next);
             d.zeroes.truncate(d.next_zeroes);
         }
-        let window = self.destage.pace.window(self.dirty_level() >= super::throttle::FROM);
+        let level = self.dirty_level().max(self.orders_level());
+        let window = self.destage.pace.window(level >= super::throttle::FROM);
         while self.destage.active < window && self.destage.next_zeroes < self.destage.zeroes.len() {
             self.zeroes_begin(cx);
         }
@@ -524,6 +548,9 @@ impl<B: Buf> Engine<B> {
             });
             self.destage.done = done;
             self.destage.done_zeroes.retain(|z| z.place != place);
+            if let Some(order) = self.vols.get_mut(place).and_then(|vol| vol.order.as_mut()) {
+                order.unflushed();
+            }
             self.backing_error(cx, place, error);
         }
     }
@@ -612,6 +639,7 @@ impl<B: Buf> Engine<B> {
     fn round_settle<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
         let done = core::mem::take(&mut self.destage.done);
         for w in &done {
+            self.order_done(w.place, w.slot);
             let Some(key) = self.vols.key(w.place, w.block) else { continue };
             let old = self.index.update_if_slot(key, w.slot, |flags| {
                 flags.with_dirty(false).with_spare(flags.spare() & !spare::WRITTEN)
@@ -635,7 +663,9 @@ impl<B: Buf> Engine<B> {
             if let Some(vol) = self.vols.get_mut(z.place) {
                 let _ = vol.ranges.punch(z.block, z.blocks, Lsn(z.lsn + 1));
             }
+            self.order_zeroed(z.place, z.block, z.blocks, z.lsn);
         }
+        self.orders_settle(cx.now);
         self.destage.phase = Phase::Idle;
         if self.dirty == 0 {
             self.destage.urgent = false;

@@ -118,6 +118,9 @@ impl<B: Buf> Engine<B> {
             return;
         }
         self.cache_failed = Some((cx.now, error));
+        for place in 0..self.vols.bound() {
+            self.order_set(place, None);
+        }
         self.event(Event::CacheFailed { error });
         // Nothing more is acknowledged from the log.
         for kind in crate::format::geometry::LogStream::ALL {

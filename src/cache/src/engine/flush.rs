@@ -141,6 +141,9 @@ impl<B: Buf> Engine<B> {
         req.stage = Stage::Flush;
         let place = req.volume;
         let Some(vol) = self.vols.get_mut(place) else { return };
+        if let Some(order) = vol.order.as_mut() {
+            order.flushed();
+        }
         // What an earlier flush covers is durable only when that one ends.
         if (vol.unflushed || vol.flushing > 0) && vol.backing.volatile_write_cache {
             vol.unflushed = false;

@@ -186,6 +186,7 @@ impl<B: Buf> Engine<B> {
         let (place, tag, parent) = (req.volume, req.tag, req.parent);
         let (claim, backing, counted) = (req.claim.take(), req.backing.take(), req.counted);
         let doubt = req.doubt;
+        let direct = req.direct;
         (req.data, req.second) = (None, None);
         let mut blocks = BlockCounts::default();
         if outcome == Outcome::Done
@@ -225,6 +226,7 @@ impl<B: Buf> Engine<B> {
         if let Some(vol) = self.vols.get_mut(place) {
             vol.requests -= 1;
             vol.journaling -= u64::from(counted);
+            vol.direct -= u64::from(direct);
             vol.blocks.add(&blocks);
         }
         self.stats.blocks.add(&blocks);

@@ -5,6 +5,7 @@
 //! (`Settling`), then, for pass-through and detach, makes all records of the volume dead by a new
 //! cache generation in the superblock (`Forgetting`). No I/O waits for more than a round of destage.
 
+use super::order::Order;
 use super::stats::BlockCounts;
 use super::types::{Aim, BLOCK, CacheMode, Event, VolumeSpec};
 use super::volume::{Health, Volume};
@@ -39,6 +40,7 @@ pub(super) const fn code(mode: CacheMode) -> u8 {
         CacheMode::WriteAround => 1,
         CacheMode::WriteThrough => 2,
         CacheMode::WriteBack => 3,
+        CacheMode::WriteBackOrdered => 4,
     }
 }
 
@@ -300,6 +302,8 @@ impl<B: Buf> Engine<B> {
             unflushed: true,
             doubts: 0,
             flushing: 0,
+            direct: 0,
+            order: if switching { None } else { Order::of(spec.mode) },
         }
     }
 
@@ -330,10 +334,16 @@ impl<B: Buf> Engine<B> {
         vol.target = mode;
         if mode == vol.mode {
             vol.switch = Switch::None;
+            if vol.order.is_none() {
+                vol.order = Order::of(mode);
+            }
             self.event(Event::ModeChanged { volume: id, mode });
             return Ok(());
         }
-        if mode == CacheMode::WriteBack || vol.mode == CacheMode::PassThrough {
+        // The order ends as soon as the mode is being left.
+        self.order_set(place, Order::of(mode));
+        let Some(vol) = self.vols.get_mut(place) else { return Ok(()) };
+        if mode.is_write_back() || vol.mode == CacheMode::PassThrough {
             // Nothing has to be made clean: what pass-through left is forgotten already.
             vol.mode = mode;
             vol.caching = true;
@@ -481,6 +491,7 @@ impl<B: Buf> Engine<B> {
     /// index of blocks still has is never found. Returns the superblock's ticket.
     pub(super) fn forget(&mut self, place: u16) -> u64 {
         self.kill_fills(place, 0, u64::MAX, true);
+        self.order_set(place, None);
         let fresh = self.fresh_index();
         let Some(vol) = self.vols.get_mut(place) else { return 0 };
         let old = vol.index;
@@ -584,6 +595,7 @@ mod tests {
             1 => CacheMode::WriteAround,
             2 => CacheMode::WriteThrough,
             3 => CacheMode::WriteBack,
+            4 => CacheMode::WriteBackOrdered,
             _ => CacheMode::PassThrough,
         }
     }
@@ -595,6 +607,7 @@ mod tests {
             CacheMode::WriteAround,
             CacheMode::WriteThrough,
             CacheMode::WriteBack,
+            CacheMode::WriteBackOrdered,
         ] {
             assert_eq!(from_code(code(mode)), mode);
         }

@@ -151,12 +151,20 @@ impl<B: Buf> Engine<B> {
         if s.state != State::Sealed {
             return;
         }
-        let (seal, dirty, skip) = (s.seal, s.dirty, s.skip_until);
+        let (seal, dirty, skip, kept) = (s.seal, s.dirty, s.skip_until, s.kept);
         // Every segment opened before this one's seal needs its footer first.
         let young = self.segs.young();
         if young.iter().any(|other| self.segs.get(*other).is_some_and(|s| s.seq < seal)) {
             self.end_before(seal);
             return;
+        }
+        let pressed = self.segs.free_count() <= super::write::HOST_RESERVE + 1;
+        if kept > 0 {
+            self.destage.urgent = true;
+            if !pressed {
+                return;
+            }
+            self.orders_leave(seg, cx.now);
         }
         if dirty > 0 {
             self.destage.urgent = true;
@@ -164,7 +172,6 @@ impl<B: Buf> Engine<B> {
             // dirty is appended again, which gains as long as not all of it is.
             let gains = u64::from(dirty) * 4 <= u64::from(self.map.geometry().data_slots()) * 3
                 || self.dirty * 10 <= self.segs.data_slots() * 7;
-            let pressed = self.segs.free_count() <= super::write::HOST_RESERVE + 1;
             if skip <= cx.now || !gains || !pressed {
                 return;
             }
@@ -511,6 +518,9 @@ impl<B: Buf> Engine<B> {
                 let dirty = i32::from(flags.dirty());
                 self.segs.count(self.map.segment_of(*old), -1, -dirty);
                 self.segs.count(seg, 1, dirty);
+                if flags.dirty() {
+                    self.order_moved(place);
+                }
             }
         }
     }
@@ -525,6 +535,9 @@ impl<B: Buf> Engine<B> {
         }
         let seg = self.reclaim.seg;
         let drops = self.plant.has(Bug::ReclaimDropsDirty);
+        if self.segs.get(seg).is_some_and(|s| s.kept > 0) {
+            self.orders_leave(seg, cx.now);
+        }
         if self.segs.get(seg).is_some_and(|s| s.dirty > 0) && !drops {
             // What was in flight, or found no room, once more.
             if let Some(log) = self.reclaim.log.take() {

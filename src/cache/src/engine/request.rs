@@ -93,6 +93,8 @@ pub(super) struct Req<B> {
     pub(super) counted: bool,
     /// Acknowledged only after the backing device has the data.
     pub(super) through: bool,
+    /// Counted in its volume's `direct`.
+    pub(super) direct: bool,
     /// `data` covers whole cache blocks: its edges were read and merged.
     pub(super) merged: bool,
     /// Belongs to a long sequential stream.
@@ -140,6 +142,7 @@ impl<B> Default for Req<B> {
             bypass: false,
             counted: false,
             through: false,
+            direct: false,
             merged: false,
             sequential: false,
             invalidated: false,

@@ -83,7 +83,12 @@ impl<B: Buf> Engine<B> {
             let log = self.segs.get(seg)?.log.as_ref()?;
             let (index, map) = (&self.index, &self.map);
             build_footer(buf.as_mut_slice()?, log, &name, seal, |record, at| {
-                fate(index, record, map.slot(seg, record.slot), at)
+                let first = map.slot(seg, record.slot);
+                match fate(index, record, first, at) {
+                    // Its batch is being destaged and reads it from here.
+                    Keep::Dead if self.order_keeps_record(record, first + at) => Keep::Dirty,
+                    fate => fate,
+                }
             })
         })();
         let Some(built) = built else { return };

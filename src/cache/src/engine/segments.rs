@@ -32,10 +32,14 @@ pub(super) struct Segment {
     pub(super) seq: u64,
     /// Number taken when it was sealed.
     pub(super) seal: u64,
+    /// Segments that were opened before it since the engine was made.
+    pub(super) ordinal: u64,
     /// Blocks that the index names here.
     pub(super) live: u32,
     /// Those of them that are dirty.
     pub(super) dirty: u32,
+    /// Versions that were replaced and are kept for their batch (write-back-ordered).
+    pub(super) kept: u32,
     /// Device reads under way here.
     readers: u32,
     /// Records that are neither committed nor dropped.
@@ -68,6 +72,8 @@ pub(super) struct Segments {
     spare: Vec<SegmentLog>,
     /// Sealed ones with a log, as their footers are gone.
     kept: VecDeque<u32>,
+    /// Segments opened so far.
+    pub(super) opened: u64,
 }
 
 /// Logs of segments whose footers are gone that are in memory at once.
@@ -83,6 +89,7 @@ impl Segments {
             young: Vec::new(),
             spare: Vec::new(),
             kept: VecDeque::new(),
+            opened: 0,
         }
     }
 
@@ -94,8 +101,10 @@ impl Segments {
             stream: LogStream::Journal,
             seq: 0,
             seal: 0,
+            ordinal: 0,
             live: 0,
             dirty: 0,
+            kept: 0,
             readers: 0,
             pins: 0,
             batches: 0,
@@ -163,7 +172,11 @@ impl Segments {
         (s.state, s.stream, s.seq, s.seal) = (State::Open, stream, seq, 0);
         (s.live, s.dirty, s.pins, s.batches, s.used) = (0, 0, 0, 0, 0);
         (s.since, s.skip_until, s.footer_tries) = (now, Instant(0), 0);
+        (s.live, s.dirty, s.kept, s.pins, s.batches, s.used) = (0, 0, 0, 0, 0, 0);
+        (s.since, s.skip_until) = (now, Instant(0));
         s.log = Some(log);
+        s.ordinal = self.opened;
+        self.opened += 1;
         self.young.push(seg);
         Some(seg)
     }

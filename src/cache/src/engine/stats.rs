@@ -170,6 +170,10 @@ pub struct VolumeStats {
     /// Clean blocks whose copy in the cache was wrong since the volume was added: never served,
     /// dropped, and read from the backing device.
     pub healed: u64,
+    /// What holds of the backing device in write-back-ordered; `None` in other modes.
+    pub order: Option<super::order::OrderState>,
+    /// Bytes of versions that were replaced and wait for their batch.
+    pub kept_bytes: u64,
     /// Whether a drain is under way.
     pub draining: bool,
     /// Last committed number.
@@ -250,6 +254,8 @@ impl<B: Buf> Engine<B> {
             lost_bytes: self.lost_blocks(vol) * BLOCK,
             damaged_bytes: vol.lost_blocks * BLOCK,
             healed: vol.healed,
+            order: vol.order_state(),
+            kept_bytes: vol.order.as_ref().map_or(0, |order| order.kept()) * BLOCK,
             draining: vol.draining,
             committed: Lsn(vol.committed),
             last: Lsn(vol.next_lsn - 1),

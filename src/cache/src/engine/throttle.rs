@@ -29,9 +29,10 @@ impl<B: Buf> Engine<B> {
         self.limits.dirty_max.min(cap).max(64 * BLOCK)
     }
 
-    /// How full of dirty data the cache is, in thousandths of the bound.
+    /// How full of dirty data the cache is, in thousandths of the bound. Versions that were replaced
+    /// and wait for their batch take room like any other.
     pub(super) fn dirty_level(&self) -> u64 {
-        self.dirty.saturating_mul(BLOCK * 1000) / self.dirty_limit()
+        (self.dirty + self.kept).saturating_mul(BLOCK * 1000) / self.dirty_limit()
     }
 
     /// Whether a write has to wait before it enters the log.
@@ -40,7 +41,7 @@ impl<B: Buf> Engine<B> {
             self.destage.urgent = true;
             return true;
         }
-        let level = self.dirty_level();
+        let level = self.dirty_level().max(self.orders_level());
         let Some(req) = self.reqs.get_mut(h) else { return false };
         if level < FROM || req.placed > 0 {
             return false;

@@ -22,6 +22,16 @@ pub enum CacheMode {
     WriteThrough,
     /// Writes are acknowledged when the cache device has them.
     WriteBack,
+    /// The same, and what the backing device holds between batches of destage is a prefix of them.
+    WriteBackOrdered,
+}
+
+impl CacheMode {
+    /// Whether writes are acknowledged before the backing device has them.
+    #[must_use]
+    pub const fn is_write_back(self) -> bool {
+        matches!(self, Self::WriteBack | Self::WriteBackOrdered)
+    }
 }
 
 /// Where a completion comes from.
@@ -189,6 +199,10 @@ pub struct Limits {
     pub op_timeout: Duration,
     /// The longest delay of one write near the dirty bound.
     pub throttle_max: Duration,
+    /// In write-back-ordered a batch is closed this long after its first write, at the latest.
+    pub batch_age: Duration,
+    /// It is closed as well when it has this many bytes.
+    pub batch_bytes: u64,
 }
 
 impl Default for Limits {
@@ -201,6 +215,8 @@ impl Default for Limits {
             admit_at_once: true,
             op_timeout: Duration::from_secs(20),
             throttle_max: Duration::from_millis(100),
+            batch_age: Duration::from_secs(1),
+            batch_bytes: 64 << 20,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A volume in the engine.
 
 use super::mode::Switch;
+use super::order::Order;
 use super::slab::Handle;
 use super::stats::BlockCounts;
 use super::types::{BLOCK, CacheMode, OnFailure};
@@ -105,6 +106,10 @@ pub(super) struct Volume {
     pub(super) doubts: u32,
     /// Flushes of the backing device for hosts under way.
     pub(super) flushing: u64,
+    /// Writes that reach the backing device without destage and have not ended.
+    pub(super) direct: u64,
+    /// In write-back-ordered: its batches.
+    pub(super) order: Option<Box<Order>>,
 }
 
 impl Volume {
@@ -132,7 +137,7 @@ impl Volume {
 
     /// Whether writes go through the log.
     pub(super) fn journals(&self) -> bool {
-        matches!(self.mode, CacheMode::WriteBack | CacheMode::WriteThrough)
+        self.mode.is_write_back() || self.mode == CacheMode::WriteThrough
     }
 
     /// Nothing is dirty that could still be destaged, and no record waits for commit: what is left, if

@@ -3,7 +3,7 @@
 use super::request::Stage;
 use super::slab::Handle;
 use super::stats::BlockCounts;
-use super::types::{BLOCK, BLOCK_LEN, CacheMode};
+use super::types::{BLOCK, BLOCK_LEN};
 use super::volume::Pending;
 use super::{Cx, Engine};
 use crate::format::geometry::LogStream;
@@ -73,7 +73,7 @@ impl<B: Buf> Engine<B> {
         let unit = if bypass && !failed { u64::from(vol.backing.block_size) } else { BLOCK };
         let edges = (req.offset | req.len) % unit != 0;
         let compare = req.op == RequestOp::CompareAndWrite;
-        let through = !bypass && (vol.mode != CacheMode::WriteBack || vol.target != vol.mode);
+        let through = !bypass && (!vol.mode.is_write_back() || vol.target != vol.mode);
         if self.waits_for_note() {
             self.park(cx, h, inline);
             return;
@@ -88,6 +88,12 @@ impl<B: Buf> Engine<B> {
             let exclusive = bypass || through || edges || compare;
             if let Some(req) = self.reqs.get_mut(h) {
                 (req.bypass, req.through) = (bypass, through);
+                let direct = bypass || through;
+                let change = i64::from(direct) - i64::from(req.direct);
+                req.direct = direct;
+                if let Some(vol) = self.vols.get_mut(req.volume) {
+                    vol.direct = vol.direct.saturating_add_signed(change);
+                }
             }
             if !bypass {
                 self.count_journaling(h);
@@ -460,6 +466,9 @@ impl<B: Buf> Engine<B> {
             }
             let Some(pending) = vol.pending.pop_front() else { break };
             vol.committed = next;
+            if let Some(order) = vol.order.as_mut() {
+                order.committed(now, if pending.kind == Kind::Write { pending.blocks } else { 1 });
+            }
             self.apply(place, &pending, next);
             self.unpin(pending.seg);
             if pending.last {
@@ -502,6 +511,7 @@ impl<B: Buf> Engine<B> {
             return;
         };
         if let Some(old) = old {
+            self.order_replaced(place, old);
             self.uncount(place, old);
         }
         let dirty = i32::from(flags.dirty());

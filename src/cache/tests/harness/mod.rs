@@ -4,6 +4,7 @@
 
 pub mod disk;
 pub mod model;
+pub mod prefix;
 
 use disk::{Disk, Rng, info};
 use forebay_cache::engine::{
@@ -78,6 +79,9 @@ pub struct World {
     pub now: u64,
     pub rng: Rng,
     pub asked: HashMap<u64, Asked>,
+    /// All that was asked, by rising tag, and when what was asked ended.
+    pub log: Vec<(u64, Asked)>,
+    pub ends: HashMap<u64, u64>,
     pub next_tag: u64,
     pub next_write: u64,
     pub events: Vec<Event>,
@@ -179,6 +183,8 @@ impl World {
             now: 1_000_000,
             rng: Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
             asked: HashMap::new(),
+            log: Vec::new(),
+            ends: HashMap::new(),
             next_tag: 1,
             next_write: 1,
             events: Vec::new(),
@@ -382,6 +388,7 @@ impl World {
     fn take_done(&mut self, tag: u64, outcome: Outcome, pieces: &[Piece<HeapBuf>]) {
         let asked = self.asked.remove(&tag).expect("a request ends once");
         self.done.insert(tag, outcome);
+        self.ends.insert(tag, self.now);
         let horizon =
             self.asked.values().map(|a| a.start).min().unwrap_or(self.now).min(asked.start);
         let model = &mut self.model[asked.volume];
@@ -475,6 +482,7 @@ impl World {
         if self.trace {
             eprintln!("{} ask {tag} {asked:?}", self.now);
         }
+        self.log.push((tag, asked.clone()));
         self.asked.insert(tag, asked);
         let inline = self.rng.below(2) == 0;
         let payload = match (op, compare) {

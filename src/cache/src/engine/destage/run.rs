@@ -11,12 +11,13 @@ use forebay_io::crc::block_crc;
 use forebay_io::{Buf, BufPool, Completion, DeviceError, Instant, Op, OpKind};
 
 impl<B: Buf> Engine<B> {
+    /// Whether a block is to be destaged: the index names it, or it is kept for its batch.
     pub(super) fn current(&self, c: &Candidate) -> bool {
-        self.vols.key(c.place, c.block).and_then(|key| self.index.get(key)).is_some_and(|entry| {
-            entry.slot == c.slot
-                && entry.flags.dirty()
-                && !Self::not_for_destage(entry.flags.spare())
-        })
+        let entry = self.vols.key(c.place, c.block).and_then(|key| self.index.get(key));
+        match entry.filter(|entry| entry.slot == c.slot) {
+            Some(entry) => entry.flags.dirty() && !Self::not_for_destage(entry.flags.spare()),
+            None => self.order_keeps(c.place, c.slot),
+        }
     }
 
     pub(super) fn willing(&self, place: u16, now: Instant) -> bool {
@@ -159,12 +160,21 @@ impl<B: Buf> Engine<B> {
         let (reads, failed, tries) = (run.reads, run.failed, run.tries);
         if let Err(error) = done.result {
             self.cache_error(cx, error, false);
+            // A batch that never ends would hold up all that follows.
+            if let Some(c) = bad
+                && tries + 1 >= TRIES_MAX
+                && self.vols.get(c.place).is_some_and(|vol| vol.in_batches())
+                && self.order_unreadable(c.place, c.slot, false)
+            {
+                self.block_lost(c.place, c.block, c.slot);
+            }
         }
         if let Some(c) = bad
             && tries + 1 >= TRIES_MAX
             && self.current(&c)
             && (done.result.is_ok() || self.destage.unreadable(c.slot))
         {
+            self.order_unreadable(c.place, c.slot, true);
             self.block_lost(c.place, c.block, c.slot);
         }
         if reads > 0 {
@@ -187,7 +197,10 @@ impl<B: Buf> Engine<B> {
         let Some(run) = self.destage.runs.get_mut(h) else { return };
         let (place, Some(buf)) = (run.place, run.buf.take()) else { return };
         run.started = cx.now;
-        let Some(vol) = self.vols.get(place) else { return };
+        let Some(vol) = self.vols.get_mut(place) else { return };
+        if let Some(order) = vol.order.as_mut() {
+            order.writes();
+        }
         let (at, len) = vol.backing_range(run.block, run.blocks);
         self.destage.bytes += len;
         self.backing_op(cx.now, place, What::DestageWrite { run: h }, Op::write(0, at, len, buf));
@@ -199,8 +212,10 @@ impl<B: Buf> Engine<B> {
         self.destage.next_zeroes += 1;
         let Some(z) = self.destage.zeroes.get(at).copied() else { return };
         let Some(vol) = self.vols.get(z.place) else { return };
+        let batch = vol.order.as_ref().and_then(|order| Some((order.zeroes(), order.batch()?)));
+        let (ranges, trim) = batch.unwrap_or((&vol.ranges, vol.committed));
         let mut left = z.blocks;
-        for range in vol.ranges.overlapping(z.block, z.blocks) {
+        for range in ranges.overlapping(z.block, z.blocks) {
             if range.lsn.0 != z.lsn {
                 return;
             }
@@ -218,7 +233,7 @@ impl<B: Buf> Engine<B> {
         }
         let Some(vol) = self.vols.get(z.place) else { return };
         let (offset, len) = vol.backing_range(z.block, z.blocks);
-        let (direct, trim) = (vol.backing.write_zeroes, vol.committed);
+        let direct = vol.backing.write_zeroes;
         let op = if direct {
             Op::range(0, OpKind::WriteZeroes, offset, len)
         } else {
@@ -249,6 +264,9 @@ impl<B: Buf> Engine<B> {
         };
         self.destage.active += 1;
         self.destage.did_something = true;
+        if let Some(order) = self.vols.get_mut(z.place).and_then(|vol| vol.order.as_mut()) {
+            order.writes();
+        }
         self.backing_op(cx.now, z.place, What::DestageZeroes { run: h }, op);
     }
 
@@ -296,6 +314,9 @@ impl<B: Buf> Engine<B> {
                 self.destage.done_zeroes.push(Zeroes { place, block, blocks, lsn });
             } else {
                 let end = first + usize::try_from(blocks).unwrap_or(0);
+                if let Some(order) = self.vols.get_mut(place).and_then(|vol| vol.order.as_mut()) {
+                    order.finished(end - first);
+                }
                 for at in first..end {
                     let c = self.destage.candidates[at];
                     self.destage.done.push(Written { place, block: c.block, slot: c.slot, lsn });
