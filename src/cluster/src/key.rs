@@ -15,6 +15,16 @@ pub enum Mode {
     WriteThrough,
     /// The journal acknowledges.
     WriteBack,
+    /// The journal acknowledges, and destage keeps the order of writes.
+    WriteBackOrdered,
+}
+
+impl Mode {
+    /// Whether the journal acknowledges.
+    #[must_use]
+    pub const fn is_write_back(self) -> bool {
+        matches!(self, Self::WriteBack | Self::WriteBackOrdered)
+    }
 }
 
 /// Who owns a volume.
@@ -155,14 +165,14 @@ pub(crate) fn forbidden(old: &VolumeKey, new: &VolumeKey) -> Option<&'static str
     if old.name != new.name {
         return Some("a volume cannot be renamed");
     }
-    if old.mode == Mode::WriteBack && new.mode != Mode::WriteBack && !new.clean {
+    if old.mode.is_write_back() && !new.mode.is_write_back() && !new.clean {
         // Otherwise a restart in the new mode would overlook what is still dirty.
         return Some("the mode leaves write-back only in the swap that sets `clean`");
     }
     if new.mode != old.mode && new.mode != old.target_mode {
         return Some("`target_mode` is set before `mode`");
     }
-    if new.mode != Mode::WriteBack && !new.clean && old.clean {
+    if !new.mode.is_write_back() && !new.clean && old.clean {
         return Some("only a volume in write-back becomes dirty");
     }
     if new.size < old.size && !(old.clean && new.clean) {

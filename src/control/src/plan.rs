@@ -178,7 +178,15 @@ impl List {
                 );)+
             };
         }
-        optional!(dirty_max, dirty_age_max, memory_tier, cache_min, cache_max);
+        optional!(
+            dirty_max,
+            dirty_age_max,
+            batch_max,
+            batch_age_max,
+            memory_tier,
+            cache_min,
+            cache_max
+        );
     }
 }
 

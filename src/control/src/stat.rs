@@ -221,6 +221,27 @@ pub enum VolumeState {
     Down,
 }
 
+/// What holds of the backing device of a volume in write-back-ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "state")]
+pub enum Prefix {
+    /// No prefix is known: the first batch after a start or a switch is not complete, the mode is being
+    /// left, dirty data is damaged, or the cache device failed.
+    NotYet,
+    /// It holds all changes up to a number and nothing of any later one.
+    Holds {
+        /// The last change.
+        lsn: u64,
+    },
+    /// A batch is being written: all changes up to a number, some up to the batch's end.
+    Destaging {
+        /// The last change before the batch.
+        lsn: u64,
+        /// The batch's last change.
+        end: u64,
+    },
+}
+
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VolumeStat {
@@ -288,6 +309,12 @@ pub struct VolumeStat {
     pub memory_tier_bytes: u64,
     /// Dirty bytes.
     pub dirty_bytes: u64,
+    /// In write-back-ordered: what the backing store alone is now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<Prefix>,
+    /// In write-back-ordered: bytes that were replaced in the cache and wait for their batch.
+    #[serde(default)]
+    pub kept_bytes: u64,
     /// Dirty bytes of its cache, of all volumes there.
     pub dirty_pinned_bytes: u64,
     /// The bound on them.

@@ -245,6 +245,12 @@ pub(crate) struct Limits {
     /// Greatest age of dirty data
     #[arg(long, value_name = "TIME")]
     pub(crate) dirty_age_max: Option<Span>,
+    /// In write-back-ordered: data that closes a batch
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) batch_max: Option<ByteSize>,
+    /// In write-back-ordered: time after which a batch is closed
+    #[arg(long, value_name = "TIME")]
+    pub(crate) batch_age_max: Option<Span>,
     /// Memory for the hottest blocks
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory_tier: Option<ByteSize>,
@@ -253,7 +259,7 @@ pub(crate) struct Limits {
 /// The same, at least one of them.
 #[derive(Args, Debug)]
 #[command(group(ArgGroup::new("limits").required(true).multiple(true)
-    .args(["cache_min", "cache_max", "dirty_max", "dirty_age_max", "memory_tier"])))]
+    .args(["cache_min", "cache_max", "dirty_max", "dirty_age_max", "batch_max", "batch_age_max", "memory_tier"])))]
 pub(crate) struct SetLimits {
     #[command(flatten)]
     pub(crate) limits: Limits,

@@ -112,6 +112,7 @@ impl Config {
             admit_at_once: rng.below(4) > 0,
             op_timeout: Duration::from_millis(rng.pick(&[300, 2000])),
             throttle_max: Duration::from_millis(5),
+            ..Limits::default()
         };
         config.tier_pages = rng.pick(&[0, 0, 8, 32]);
         config.policy = rng.pick(&[

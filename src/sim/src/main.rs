@@ -9,6 +9,7 @@
 
 use forebay_sim::images::Effort;
 use forebay_sim::minimise::{list, minimise, unlist};
+use forebay_sim::ordered;
 use forebay_sim::run::{Options, run};
 use forebay_sim::suite::{self, Images, Seeds};
 use std::collections::BTreeMap;
@@ -22,6 +23,8 @@ forebay-sim bounded|long [--from N] [--count N] [--step N] [--per-cut N] [--ever
                                                    crash images of bounded or longer workloads
 forebay-sim bounded|long --from N --count 1 --cut C --image I --lines 1
                                                    one crash image, with its timeline
+forebay-sim ordered [--from N] [--count N] [--steps N]
+                                                   write-back-ordered: the backing device alone, at each moment
 forebay-sim ci | soak                              all of it, with a last line of counts
 forebay-sim plants                                 which planted bugs are caught (feature planted-bugs)
 ";
@@ -62,6 +65,10 @@ fn main() -> ExitCode {
                 lines: named.contains_key("lines"),
             };
             suite::images(&images).violations == 0
+        }
+        "ordered" => {
+            let steps = number("steps", ordered::STEPS);
+            ordered::seeds(number("from", 0), number("count", 100), steps).violations == 0
         }
         "ci" => suite::ci(),
         "soak" => suite::soak(),

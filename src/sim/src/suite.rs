@@ -171,6 +171,8 @@ struct Size {
     longs: u64,
     effort: Effort,
     seeds: u64,
+    /// Runs in write-back-ordered.
+    ordered: u64,
 }
 
 fn all(size: &Size) -> bool {
@@ -191,10 +193,12 @@ fn all(size: &Size) -> bool {
     let triples = images(&Images { from, count, step: size.triples, ..plain });
     let longs = images(&Images { long: true, count: size.longs, step: 1, ..plain });
     let seeded = seeds(&Seeds { from: 0, count: size.seeds, plant: 0 });
+    let ordered = crate::ordered::seeds(0, size.ordered, crate::ordered::STEPS);
     let mut counts = pairs.counts;
     counts.add(&triples.counts);
     counts.add(&longs.counts);
     let violations = pairs.violations + triples.violations + longs.violations + seeded.violations;
+    let violations = violations + ordered.violations;
     println!(
         "sim: {} seeds, {} faults injected, {} crashes, {} reads judged, {} seeds run twice with equal sums; \
          {} crash images of {} histories ({} torn, {} with recovery interrupted, {} drained); {violations} violations; {:.0} s",
@@ -216,11 +220,11 @@ fn all(size: &Size) -> bool {
 /// What is run for every change.
 pub fn ci() -> bool {
     let effort = Effort { per_cut: 12, stride: 2, interrupt: 10, drain: 10 };
-    all(&Size { pairs: 13, triples: 801, longs: 60, effort, seeds: 2000 })
+    all(&Size { pairs: 13, triples: 801, longs: 60, effort, seeds: 2000, ordered: 120 })
 }
 
 /// The long run.
 pub fn soak() -> bool {
     let effort = Effort { per_cut: 24, stride: 1, interrupt: 6, drain: 6 };
-    all(&Size { pairs: 1, triples: 31, longs: 2000, effort, seeds: 20_000 })
+    all(&Size { pairs: 1, triples: 31, longs: 2000, effort, seeds: 20_000, ordered: 2000 })
 }

@@ -5,8 +5,13 @@ use crate::harness::{Setup, World, seeds};
 use forebay_cache::engine::{CacheMode, Limits};
 use forebay_io::{Duration, RequestOp};
 
-const ALL: [CacheMode; 4] =
-    [CacheMode::PassThrough, CacheMode::WriteAround, CacheMode::WriteThrough, CacheMode::WriteBack];
+const ALL: [CacheMode; 5] = [
+    CacheMode::PassThrough,
+    CacheMode::WriteAround,
+    CacheMode::WriteThrough,
+    CacheMode::WriteBack,
+    CacheMode::WriteBackOrdered,
+];
 
 #[test]
 fn a_write_is_read_back_in_every_mode() {

@@ -129,6 +129,12 @@ pub struct VolumeConfig {
     /// Greatest age of a dirty byte; `None`: chosen by the engine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dirty_age_max: Option<Span>,
+    /// In write-back-ordered: bytes that close a batch; `None`: 64 MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_max: Option<ByteSize>,
+    /// In write-back-ordered: the age that closes a batch; `None`: 1 s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_age_max: Option<Span>,
     /// Bytes of the memory tier; `None`: a share of the node's memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_tier: Option<ByteSize>,
@@ -153,6 +159,8 @@ impl VolumeConfig {
             hosts: None,
             dirty_max: None,
             dirty_age_max: None,
+            batch_max: None,
+            batch_age_max: None,
             memory_tier: None,
             cache_min: None,
             cache_max: None,

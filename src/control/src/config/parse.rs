@@ -426,6 +426,7 @@ pub(crate) fn read_volume(fields: &mut Fields<'_>) -> Option<(usize, VolumeConfi
     let hosts = fields.texts("hosts", HOSTS_MAX, check_nqn);
     let dirty_max = fields.size("dirty_max");
     let dirty_age_max = fields.span("dirty_age_max");
+    let (batch_max, batch_age_max) = (fields.size("batch_max"), fields.span("batch_age_max"));
     let memory_tier = fields.size("memory_tier");
     let (cache_min, cache_max) = (fields.size("cache_min"), fields.size("cache_max"));
     for copies in ["replicas", "min_copies"] {
@@ -434,11 +435,15 @@ pub(crate) fn read_volume(fields: &mut Fields<'_>) -> Option<(usize, VolumeConfi
             _ => Err(BadValue::accepted("1").remedy("replication comes in a later version")),
         });
     }
-    fields.later("ordered_journal", "`write-back-ordered` and its journal are not there yet");
+    fields.later("ordered_journal", "`write-back-ordered` is there without its journal");
     for (key, there, accepted) in [
         ("name", name.is_some(), "a name of letters, digits, `.`, `_` and `-`"),
         ("backing", backing.is_some(), "a device URI, such as uring:/dev/sdb"),
-        ("mode", mode.is_some(), "pass-through, write-around, write-through, write-back"),
+        (
+            "mode",
+            mode.is_some(),
+            "pass-through, write-around, write-through, write-back, write-back-ordered",
+        ),
     ] {
         if !there {
             fields.missing(key, accepted);
@@ -465,6 +470,8 @@ pub(crate) fn read_volume(fields: &mut Fields<'_>) -> Option<(usize, VolumeConfi
             hosts,
             dirty_max,
             dirty_age_max,
+            batch_max,
+            batch_age_max,
             memory_tier,
             cache_min,
             cache_max,

@@ -135,12 +135,11 @@ fn errors_of_volumes_name_the_volume() {
     let volume = |keys: &str| format!("{HAS_CACHE}[[volume]]\n{keys}");
     let good = "name = \"v\"\nbacking = \"mem:?size=1G\"\nmode = \"write-back\"\n";
     golden(
-        &volume("name = \"v\"\nmode = \"write-back-ordered\""),
+        &volume("name = \"v\"\nmode = \"write-back-orderly\""),
         "f.toml:3:1: `volume[0].backing` is missing\n  accepted: a device URI, such as \
          uring:/dev/sdb\nf.toml:5:8: `volume[0].mode` is not valid\n  value: \
-         \"write-back-ordered\"\n  accepted: pass-through, write-around, write-through, \
-         write-back\n  what to do: `write-back-ordered` comes in a later version; `write-back` is \
-         the nearest",
+         \"write-back-orderly\"\n  accepted: pass-through, write-around, write-through, \
+         write-back, write-back-ordered\n  what to do: did you mean `write-back-ordered`?",
     );
     golden(
         &volume(&format!("{good}block_size = 1024")),

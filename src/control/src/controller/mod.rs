@@ -125,6 +125,10 @@ pub struct VolumeChange {
     pub dirty_max: Option<crate::value::ByteSize>,
     /// `dirty_age_max`.
     pub dirty_age_max: Option<crate::value::Span>,
+    /// `batch_max`.
+    pub batch_max: Option<crate::value::ByteSize>,
+    /// `batch_age_max`.
+    pub batch_age_max: Option<crate::value::Span>,
     /// `memory_tier`.
     pub memory_tier: Option<crate::value::ByteSize>,
 }

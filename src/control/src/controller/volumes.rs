@@ -112,7 +112,15 @@ impl Controller {
         macro_rules! take {
             ($($key:ident),+) => { $(if change.$key.is_some() { volume.$key = change.$key; })+ };
         }
-        take!(cache_min, cache_max, dirty_max, dirty_age_max, memory_tier);
+        take!(
+            cache_min,
+            cache_max,
+            dirty_max,
+            dirty_age_max,
+            batch_max,
+            batch_age_max,
+            memory_tier
+        );
         if let (Some(min), Some(max)) = (volume.cache_min, volume.cache_max)
             && min > max
         {

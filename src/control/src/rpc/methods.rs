@@ -209,6 +209,8 @@ fn volume(controller: &Controller, method: &str, params: Map<String, Value>) -> 
                     cache_max: fields.size("cache_max"),
                     dirty_max: fields.size("dirty_max"),
                     dirty_age_max: fields.span("dirty_age_max"),
+                    batch_max: fields.size("batch_max"),
+                    batch_age_max: fields.span("batch_age_max"),
                     memory_tier: fields.size("memory_tier"),
                 };
                 Some((name(fields)?, change))

@@ -5,7 +5,6 @@ use super::methods::{none, read};
 use crate::controller::Controller;
 use crate::error::{ControlError, ErrorKind, Result};
 use crate::stat::{NodeStat, VolumeStat};
-use crate::value::Mode;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -127,7 +126,7 @@ fn bdev(volume: &VolumeStat) -> Value {
                 "state": volume.state,
                 "backing": volume.backing.uri,
                 "dirty_bytes": volume.dirty_bytes,
-                "write_back": volume.mode == Mode::WriteBack,
+                "write_back": volume.mode.is_write_back(),
             },
         },
     })

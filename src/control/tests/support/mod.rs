@@ -107,6 +107,8 @@ fn new_stat(volume: &VolumeConfig, prefix: &str, number: usize) -> VolumeStat {
         cached_bytes: 0,
         memory_tier_bytes: 0,
         dirty_bytes: 0,
+        prefix: None,
+        kept_bytes: 0,
         dirty_pinned_bytes: 0,
         dirty_max: 1 << 28,
         oldest_dirty_ms: None,

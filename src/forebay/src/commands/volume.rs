@@ -7,7 +7,8 @@ use forebay_control::VolumeConfig;
 use forebay_control::error::{ControlError, ErrorKind, Result};
 use forebay_control::jobs::JobView;
 use forebay_control::node::{LbaRange, Located, LostCache};
-use forebay_control::stat::VolumeStat;
+use forebay_control::stat::{Prefix, VolumeStat};
+use forebay_control::value::Mode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -158,12 +159,16 @@ fn limit_params(limits: &Limits) -> Map<String, Value> {
         ("cache_min", limits.cache_min),
         ("cache_max", limits.cache_max),
         ("dirty_max", limits.dirty_max),
+        ("batch_max", limits.batch_max),
         ("memory_tier", limits.memory_tier),
     ];
     for (key, size) in sizes {
         if let Some(size) = size {
             params.insert(key.to_owned(), json!(size.0));
         }
+    }
+    if let Some(age) = limits.batch_age_max {
+        params.insert("batch_age_max".to_owned(), json!(age.to_string()));
     }
     if let Some(age) = limits.dirty_age_max {
         params.insert("dirty_age_max".to_owned(), json!(age.to_string()));
@@ -244,6 +249,13 @@ fn details(shown: &Shown) -> String {
                 age_of(v)
             ),
         );
+        if let Some(prefix) = v.prefix {
+            add("backing alone", prefix_text(prefix));
+            add(
+                "kept",
+                format!("{} replaced, waiting for their batch", output::bytes(v.kept_bytes)),
+            );
+        }
         add(
             "cached",
             format!(
@@ -282,6 +294,17 @@ fn details(shown: &Shown) -> String {
     lines.join("\n")
 }
 
+/// What the backing store would be without the cache, in words.
+fn prefix_text(prefix: Prefix) -> String {
+    match prefix {
+        Prefix::NotYet => "no known prefix yet".to_owned(),
+        Prefix::Holds { lsn } => format!("the prefix of writes at LSN {lsn}"),
+        Prefix::Destaging { lsn, end } => {
+            format!("in the middle of the batch from LSN {lsn} to {end}: no prefix")
+        }
+    }
+}
+
 fn configured(config: &VolumeConfig) -> Vec<String> {
     let mut lines = Vec::new();
     let mut add = |key: &str, value: Option<String>| {
@@ -293,6 +316,10 @@ fn configured(config: &VolumeConfig) -> Vec<String> {
     add("hosts", Some(hosts));
     add("dirty_max", config.dirty_max.map(|v| v.to_string()));
     add("dirty_age_max", config.dirty_age_max.map(|v| v.to_string()));
+    if config.mode == Mode::WriteBackOrdered {
+        add("batch_max", config.batch_max.map(|v| v.to_string()));
+        add("batch_age_max", config.batch_age_max.map(|v| v.to_string()));
+    }
     add("memory_tier", config.memory_tier.map(|v| v.to_string()));
     add("cache_min", config.cache_min.map(|v| v.to_string()));
     add("cache_max", config.cache_max.map(|v| v.to_string()));

@@ -187,7 +187,7 @@ impl Node {
         // Not clean from before the first acknowledgement that only the journal has.
         let mode = from_kept(keyed.key.mode);
         let keyed = registry.change(&config.name, |key| {
-            if mode == Mode::WriteBack {
+            if mode.is_write_back() {
                 key.clean = false;
             }
         })?;
@@ -270,7 +270,7 @@ impl NodeControl for Handle {
             let mut inner = self.0.lock();
             let served = inner.registry.find(name)?.clone();
             inner.registry.change(name, |key| key.target_mode = kept_mode(mode))?;
-            if mode == Mode::WriteBack {
+            if mode.is_write_back() {
                 // Cleared before the first acknowledgement that only the journal has.
                 inner
                     .registry
@@ -407,7 +407,7 @@ impl Node {
         let mut inner = self.lock();
         inner.registry.change(name, |key| {
             key.mode = kept_mode(mode);
-            key.clean = mode != Mode::WriteBack;
+            key.clean = !mode.is_write_back();
         })?;
         if let Ok(served) = inner.registry.find_mut(name) {
             served.config.mode = mode;

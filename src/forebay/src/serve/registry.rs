@@ -103,6 +103,7 @@ pub(crate) const fn engine_mode(mode: Mode) -> CacheMode {
         Mode::WriteAround => CacheMode::WriteAround,
         Mode::WriteThrough => CacheMode::WriteThrough,
         Mode::WriteBack => CacheMode::WriteBack,
+        Mode::WriteBackOrdered => CacheMode::WriteBackOrdered,
     }
 }
 
@@ -113,6 +114,7 @@ pub(crate) const fn shown_mode(mode: CacheMode) -> Mode {
         CacheMode::WriteAround => Mode::WriteAround,
         CacheMode::WriteThrough => Mode::WriteThrough,
         CacheMode::WriteBack => Mode::WriteBack,
+        CacheMode::WriteBackOrdered => Mode::WriteBackOrdered,
     }
 }
 
@@ -123,6 +125,7 @@ pub(crate) const fn kept_mode(mode: Mode) -> KeptMode {
         Mode::WriteAround => KeptMode::WriteAround,
         Mode::WriteThrough => KeptMode::WriteThrough,
         Mode::WriteBack => KeptMode::WriteBack,
+        Mode::WriteBackOrdered => KeptMode::WriteBackOrdered,
     }
 }
 
@@ -133,5 +136,6 @@ pub(crate) const fn from_kept(mode: KeptMode) -> Mode {
         KeptMode::WriteAround => Mode::WriteAround,
         KeptMode::WriteThrough => Mode::WriteThrough,
         KeptMode::WriteBack => Mode::WriteBack,
+        KeptMode::WriteBackOrdered => Mode::WriteBackOrdered,
     }
 }

@@ -7,13 +7,13 @@ use super::node::Node;
 use super::registry::{Down, Registry, Served, from_kept, shown_mode};
 use super::service::NodeService;
 use super::timing::{Timings, Which, Whose};
-use forebay_cache::engine::{BlockCounts, EngineStats, VolumeStats};
+use forebay_cache::engine::{BlockCounts, EngineStats, OrderState, VolumeStats};
 use forebay_cluster::VolumeKey;
 use forebay_control::config::ServeConfig;
 use forebay_control::error::Result;
 use forebay_control::stat::{
     DeviceStat, Health, HostStat, ListenStat, MemoryStat, NodeInfo, NodeStat, NodeState, OpStat,
-    ReactorStat, SCHEMA_VERSION, VolumeStat, VolumeState,
+    Prefix, ReactorStat, SCHEMA_VERSION, VolumeStat, VolumeState,
 };
 use forebay_control::value::Durability;
 use forebay_io::{Device, DeviceError, Instant, VolumeId};
@@ -216,6 +216,8 @@ impl Sampler {
             cached_bytes: engine.cached_blocks * 4096,
             memory_tier_bytes: engine.tier_pages * 4096,
             dirty_bytes: inside.dirty_bytes,
+            prefix: inside.order.map(prefix_of),
+            kept_bytes: inside.kept_bytes,
             dirty_pinned_bytes: engine.dirty_bytes,
             dirty_max: engine.dirty_limit,
             oldest_dirty_ms: engine
@@ -256,6 +258,14 @@ impl Node {
     }
 }
 
+const fn prefix_of(state: OrderState) -> Prefix {
+    match state {
+        OrderState::NotYet => Prefix::NotYet,
+        OrderState::Prefix(lsn) => Prefix::Holds { lsn: lsn.0 },
+        OrderState::Destaging(lsn, end) => Prefix::Destaging { lsn: lsn.0, end: end.0 },
+    }
+}
+
 /// A volume that is not served because its cache is not here.
 fn down(node: &Node, aside: &Down, key: &VolumeKey) -> VolumeStat {
     VolumeStat {
@@ -287,6 +297,8 @@ fn down(node: &Node, aside: &Down, key: &VolumeKey) -> VolumeStat {
         cached_bytes: 0,
         memory_tier_bytes: 0,
         dirty_bytes: 0,
+        prefix: None,
+        kept_bytes: 0,
         dirty_pinned_bytes: 0,
         dirty_max: 0,
         oldest_dirty_ms: None,

@@ -1,0 +1,380 @@
+//! `write-back-ordered`, with the cache lost: at each moment of seeded runs the backing device alone is
+//! looked at, and must be a prefix of the acknowledged writes whenever the engine says that no batch is
+//! being destaged.
+//!
+//! The check is a black box, by the order of real time: where the device holds any block of a write,
+//! then of every write that was acknowledged before that one was submitted it holds each block, or
+//! something that is not older. States in the middle of a batch, and before the first one after a
+//! start or a switch is complete, are counted and reported apart.
+
+use crate::config::{Config, VolumeConfig, id_of};
+use crate::device::Faults;
+use crate::history::{Host, Moment};
+use crate::medium::Medium;
+use crate::oracle::{Seen, recognise};
+use crate::rng::Rng;
+use crate::suite::each;
+use crate::workload::random_op;
+use crate::world::World;
+use forebay_cache::engine::{CacheMode, Limits, OrderState};
+use forebay_io::{DeviceError, Duration};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+const BLOCK: u64 = 4096;
+/// Steps of a run.
+pub const STEPS: u64 = 3000;
+/// Has not ended.
+const OPEN: u64 = u64::MAX;
+
+#[derive(Clone, Copy, Debug)]
+struct Write {
+    start: u64,
+    end: u64,
+    zero: bool,
+    certain: bool,
+}
+
+/// What was written to one volume.
+#[derive(Debug, Default)]
+pub struct Prefix {
+    writes: BTreeMap<u64, Write>,
+    /// The writes of each block, in the order of their submission.
+    blocks: BTreeMap<u64, Vec<u64>>,
+}
+
+impl Prefix {
+    /// Takes up what happened to a host. Volume 0 alone counts, whose requests cover whole blocks.
+    pub fn tell(&mut self, host: &Host) {
+        match host {
+            Host::Started { volume: 0, at, write, zero, certain, tick } => {
+                let (zero, certain) = (*zero, *certain);
+                self.writes.insert(*write, Write { start: *tick, end: OPEN, zero, certain });
+                for block in at.0 / BLOCK..(at.0 + at.1) / BLOCK {
+                    self.blocks.entry(block).or_default().push(*write);
+                }
+            }
+            Host::Ended { volume: 0, write, tick, .. } => {
+                if let Some(known) = self.writes.get_mut(write) {
+                    known.end = *tick;
+                }
+            }
+            Host::Never { volume: 0, at, write } => {
+                self.writes.remove(write);
+                for block in at.0 / BLOCK..(at.0 + at.1) / BLOCK {
+                    self.blocks.entry(block).or_default().retain(|other| other != write);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Power was lost with a volatile cache: nothing that was acknowledged is certain any more.
+    pub fn power_lost(&mut self) {
+        self.writes.values_mut().for_each(|write| write.certain = false);
+    }
+
+    /// Why a device is no prefix, if it is none.
+    #[must_use]
+    pub fn broken(&self, device: &Medium) -> Option<String> {
+        let held = |block: u64| {
+            let sector = device.bytes(block * BLOCK, 512);
+            recognise(block * BLOCK / 512, &sector)
+        };
+        let held: BTreeMap<u64, Seen> = self.blocks.keys().map(|b| (*b, held(*b))).collect();
+        let start = |seen: &Seen| match seen {
+            Seen::Write(write) => self.writes.get(write).map(|write| write.start),
+            _ => None,
+        };
+        let newest = held.values().filter_map(start).max()?;
+        for (block, history) in &self.blocks {
+            let all = || history.iter().filter_map(|write| self.writes.get(write));
+            let end = match held.get(block) {
+                Some(Seen::Write(write)) => self.writes.get(write).map_or(0, |write| write.end),
+                // Of any write of zeroes, or the first content.
+                Some(Seen::Zero) => all().filter(|w| w.zero).map(|w| w.end).max().unwrap_or(0),
+                _ => return Some(format!("block {block} holds what was never written")),
+            };
+            let wanted = all().filter(|w| w.certain && w.end < newest).map(|w| w.start).max();
+            if wanted.is_some_and(|start| end < start) {
+                return Some(format!(
+                    "block {block} holds {:?}, over at {end}; a write that began at {wanted:?} was \
+                     acknowledged before {newest}, when one began that the device holds",
+                    held.get(block)
+                ));
+            }
+        }
+        None
+    }
+}
+
+/// What came of runs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OrderedCounts {
+    /// Runs.
+    pub seeds: u64,
+    /// Crash states in which the engine said that the device is a prefix.
+    pub between: u64,
+    /// Batches that were completed.
+    pub batches: u64,
+    /// Crash states in the middle of a batch that continues a prefix, and those of them that are none.
+    pub within: u64,
+    /// See `within`.
+    pub within_broken: u64,
+    /// Crash states before the first batch after a start or a switch was complete, and those of them
+    /// that are no prefix.
+    pub before: u64,
+    /// See `before`.
+    pub before_broken: u64,
+    /// Crashes with a recovery.
+    pub crashes: u64,
+    /// Runs with a violation.
+    pub violations: u64,
+}
+
+impl OrderedCounts {
+    fn add(&mut self, more: &Self) {
+        self.seeds += more.seeds;
+        self.between += more.between;
+        self.batches += more.batches;
+        self.within += more.within;
+        self.within_broken += more.within_broken;
+        self.before += more.before;
+        self.before_broken += more.before_broken;
+        self.crashes += more.crashes;
+        self.violations += more.violations;
+    }
+}
+
+struct Run {
+    world: World,
+    prefix: Prefix,
+    last: Option<(OrderState, Medium)>,
+    counts: OrderedCounts,
+}
+
+impl Run {
+    /// Takes up what happened, and judges the device if anything has changed.
+    fn look(&mut self) -> Result<(), String> {
+        let mut changed = false;
+        for moment in self.world.moments() {
+            match moment {
+                Moment::Host(host) => {
+                    changed |= matches!(host, Host::Ended { volume: 0, .. });
+                    self.prefix.tell(&host);
+                }
+                Moment::Backing(0, _) => changed = true,
+                _ => {}
+            }
+        }
+        self.world.record();
+        if let Some(what) = self.world.violation.take() {
+            return Err(what);
+        }
+        let stats = self.world.engine().volume_stats(id_of(0));
+        let Some(state) = stats.and_then(|stats| stats.order) else { return Ok(()) };
+        let device = &self.world.backing[0].bytes;
+        if let Some((old, bytes)) = &self.last {
+            let batch = matches!(state, OrderState::Prefix(_)) && *old != state;
+            self.counts.batches += u64::from(batch);
+            if !changed && *old == state && bytes.same(device) {
+                return Ok(());
+            }
+        }
+        let broken = self.prefix.broken(device);
+        match (state, broken) {
+            (OrderState::Prefix(lsn), broken) => {
+                self.counts.between += 1;
+                // What a power loss leaves of the device, too.
+                let stable = self.prefix.broken(self.world.backing[0].stable());
+                if let Some(what) = broken.or(stable) {
+                    return Err(format!("said to be the prefix at {lsn:?}: {what}"));
+                }
+            }
+            (OrderState::Destaging(..), broken) => {
+                self.counts.within += 1;
+                self.counts.within_broken += u64::from(broken.is_some());
+            }
+            (OrderState::NotYet, broken) => {
+                self.counts.before += 1;
+                self.counts.before_broken += u64::from(broken.is_some());
+            }
+        }
+        self.last = Some((state, self.world.backing[0].bytes.clone()));
+        Ok(())
+    }
+}
+
+fn config(seed: u64, mode: CacheMode, rng: &mut Rng) -> Config {
+    let volume = VolumeConfig { size: (32 + rng.below(64)) * BLOCK, unit: 4096, mode };
+    let mut config = Config::small(seed, rng.pick(&[16, 32]), 14 + rng.below(16), volume);
+    let quick = rng.one_in(4);
+    config.limits = Limits {
+        dirty_age: Duration::from_millis(if quick { 2 } else { 10_000 }),
+        destage_from: if quick { 5 } else { 100 },
+        throttle_max: Duration::from_millis(5),
+        batch_age: Duration::from_micros(rng.pick(&[200, 1000, 5000])),
+        batch_bytes: rng.pick(&[64 << 10, 256 << 10, 64 << 20]),
+        ..Limits::default()
+    };
+    config.volatile = rng.one_in(3);
+    config.backing_volatile = !rng.one_in(3);
+    config.write_zeroes = !rng.one_in(4);
+    config.backing_latency = rng.pick(&[(20_000, 60_000), (50_000, 500_000), (100_000, 3_000_000)]);
+    config.mail = rng.pick(&[0, 20_000]);
+    if rng.one_in(4) {
+        config.volumes.push(VolumeConfig {
+            size: 40 * BLOCK,
+            unit: 4096,
+            mode: CacheMode::WriteBack,
+        });
+    }
+    config
+}
+
+/// One run; `mode` is what the volume is in: anything but `write-back-ordered` shows that the check can
+/// fail.
+///
+/// # Errors
+/// What is wrong, with the counts so far.
+pub fn run(seed: u64, mode: CacheMode, steps: u64) -> (OrderedCounts, Result<(), String>) {
+    let mut rng = Rng::new(seed, 71);
+    let world = World::new(config(seed, mode, &mut rng), false);
+    let counts = OrderedCounts { seeds: 1, ..OrderedCounts::default() };
+    let mut run = Run { world, prefix: Prefix::default(), last: None, counts };
+    run.world.tolerance.refused = true;
+    run.world.record();
+    let result = go(&mut run, &mut rng, mode, steps);
+    (run.counts, result)
+}
+
+fn go(run: &mut Run, rng: &mut Rng, mode: CacheMode, steps: u64) -> Result<(), String> {
+    for step in 0..steps {
+        if rng.below(3) == 0 {
+            random_op(&mut run.world, rng, 40);
+        } else {
+            run.world.step();
+        }
+        run.look()?;
+        match rng.below(1500) {
+            0 => {
+                let power = rng.one_in(2);
+                run.world.crash(power);
+                run.counts.crashes += 1;
+                if power && run.world.config.volatile {
+                    run.prefix.power_lost();
+                }
+                run.last = None;
+                run.look()?;
+            }
+            1 => {
+                let faults = Faults {
+                    write: rng.pick(&[1, 3]),
+                    flush: rng.pick(&[0, 1]),
+                    error: Some(DeviceError::Io(5)),
+                    budget: rng.pick(&[3, 30]),
+                    ..Faults::default()
+                };
+                run.world.backing[0].faults = faults;
+            }
+            2 if mode == CacheMode::WriteBackOrdered => {
+                let other = rng.pick(&[
+                    CacheMode::WriteBack,
+                    CacheMode::WriteThrough,
+                    CacheMode::WriteAround,
+                ]);
+                run.world.set_mode(0, other);
+                for _ in 0..rng.below(100) {
+                    random_op(&mut run.world, rng, 40);
+                    run.look()?;
+                }
+                run.world.set_mode(0, mode);
+            }
+            3 => run.world.drain(0),
+            _ => {}
+        }
+        if run.world.over || step + 1 == steps {
+            break;
+        }
+    }
+    run.world.backing[0].faults = Faults::default();
+    run.world.quiesce();
+    run.look()?;
+    run.world.drain_and_wait(0);
+    run.look()
+}
+
+/// Runs seeds on all processors.
+#[must_use]
+pub fn seeds(from: u64, count: u64, steps: u64) -> OrderedCounts {
+    let started = std::time::Instant::now();
+    let all = Mutex::new(OrderedCounts::default());
+    each(count, |at| {
+        let seed = from + at;
+        let (counts, result) = run(seed, CacheMode::WriteBackOrdered, steps);
+        let mut all = all.lock().expect("no thread panics with it");
+        all.add(&counts);
+        if let Err(what) = result {
+            all.violations += 1;
+            if all.violations <= 12 {
+                println!("ordered {seed}: {what}");
+                println!("    replay: forebay-sim ordered --from {seed} --count 1 --steps {steps}");
+            }
+        }
+    });
+    let all = all.into_inner().expect("no thread panics with it");
+    println!(
+        "ordered: {} seeds, {} batches, {} crashes; with the cache lost: {} crash states between batches, \
+         {} in mid-destage ({} of them no prefix), {} before the first batch ({} no prefix); \
+         {} violations; {:.0} s",
+        all.seeds,
+        all.batches,
+        all.crashes,
+        all.between,
+        all.within,
+        all.within_broken,
+        all.before,
+        all.before_broken,
+        all.violations,
+        started.elapsed().as_secs_f64()
+    );
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn between_batches_the_backing_device_alone_is_a_prefix() {
+        let counts = seeds(0, 12, 1500);
+        assert_eq!(counts.violations, 0);
+        assert!(counts.between > 1000 && counts.within_broken > 0, "{counts:?}");
+    }
+
+    /// Plain write-back destages in no order: the check must see it, or it could not fail.
+    #[test]
+    fn plain_write_back_is_no_prefix() {
+        let mut broken = 0;
+        for seed in 0..4 {
+            let mut rng = Rng::new(seed, 71);
+            let mut config = config(seed, CacheMode::WriteBack, &mut rng);
+            config.limits.dirty_age = Duration::from_millis(2);
+            let mut world = World::new(config, false);
+            world.record();
+            let mut prefix = Prefix::default();
+            for _ in 0..1500 {
+                random_op(&mut world, &mut rng, 40);
+                for moment in world.moments() {
+                    if let Moment::Host(host) = moment {
+                        prefix.tell(&host);
+                    }
+                }
+                world.record();
+                broken += u64::from(prefix.broken(&world.backing[0].bytes).is_some());
+            }
+            assert_eq!(world.violation, None);
+        }
+        assert!(broken > 100, "{broken}");
+    }
+}
