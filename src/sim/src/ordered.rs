@@ -213,14 +213,14 @@ fn config(seed: u64, mode: CacheMode, rng: &mut Rng) -> Config {
         dirty_age: Duration::from_millis(if quick { 2 } else { 10_000 }),
         destage_from: if quick { 5 } else { 100 },
         throttle_max: Duration::from_millis(5),
-        batch_age: Duration::from_micros(rng.pick(&[200, 1000, 5000])),
+        batch_age: Duration::from_micros(rng.pick(&[200, 5000, 20_000])),
         batch_bytes: rng.pick(&[64 << 10, 256 << 10, 64 << 20]),
         ..Limits::default()
     };
     config.volatile = rng.one_in(3);
     config.backing_volatile = !rng.one_in(3);
     config.write_zeroes = !rng.one_in(4);
-    config.backing_latency = rng.pick(&[(20_000, 60_000), (50_000, 500_000), (100_000, 3_000_000)]);
+    config.backing_latency = rng.pick(&[(5_000, 20_000), (20_000, 60_000), (50_000, 500_000)]);
     config.mail = rng.pick(&[0, 20_000]);
     if rng.one_in(4) {
         config.volumes.push(VolumeConfig {
