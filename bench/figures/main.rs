@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `memory` | DRAM for each cached block: the slope between two full caches of different size |
 //! | `wear` | bytes written to the cache device for each byte that a host writes |
+//! | `ordered` | what `write-back-ordered` costs against `write-back` |
 //! | `compare` | targets side by side in alternating runs: rate, latency, their ratios |
 #![forbid(unsafe_code)]
 
@@ -11,6 +12,7 @@ mod compare;
 mod guard;
 mod memory;
 mod node;
+mod ordered;
 mod wear;
 
 use clap::{Parser, Subcommand};
@@ -30,6 +32,8 @@ enum Figure {
     Memory(memory::Args),
     /// Device bytes for each host byte under random overwrites
     Wear(wear::Args),
+    /// What write-back-ordered costs against write-back
+    Ordered(ordered::Args),
     /// Targets side by side, in alternating runs
     Compare(compare::Args),
 }
@@ -41,6 +45,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().figure {
         Figure::Memory(args) => memory::run(&args),
         Figure::Wear(args) => wear::run(&args),
+        Figure::Ordered(args) => ordered::run(&args),
         Figure::Compare(args) => compare::run(&args),
     };
     match done {

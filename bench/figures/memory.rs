@@ -73,6 +73,7 @@ fn fill(args: &Args, program: &Path, gib: u64) -> Result<Full> {
         cache: format!("uring:{}/cache?size={gib}G", args.dir.display()),
         // A hole of twice the cache: what does not fit is always there to come in.
         backing: format!("uring:{}/backing?size={}G", args.dir.display(), 2 * gib),
+        mode: "write-back",
         core: 0,
         poll: "busy",
         port: args.port,

@@ -40,6 +40,8 @@ pub(crate) struct Layout<'a> {
     pub(crate) cache: String,
     /// URI of the backing device.
     pub(crate) backing: String,
+    /// The volume's mode.
+    pub(crate) mode: &'a str,
     /// The core of its reactor.
     pub(crate) core: usize,
     /// `busy` or `adaptive`.
@@ -53,13 +55,13 @@ pub(crate) struct Layout<'a> {
 impl Layout<'_> {
     /// The configuration, with the fewest buffers that a node may have.
     pub(crate) fn toml(&self) -> String {
-        let Self { dir, cache, backing, core, poll, port, memory_tier } = self;
+        let Self { dir, cache, backing, mode, core, poll, port, memory_tier } = self;
         let dir = dir.display();
         format!(
             "[node]\nname = \"bench\"\ncores = [{core}]\npoll = \"{poll}\"\nmemory = \"64M\"\nstate_dir = \"{dir}/state\"\n\
              [[listen]]\ntransport = \"tcp\"\naddress = \"127.0.0.1\"\nport = {port}\n\
              [[cache]]\ndevice = \"{cache}\"\n\
-             [[volume]]\nname = \"{VOLUME}\"\nbacking = \"{backing}\"\nmode = \"write-back\"\n\
+             [[volume]]\nname = \"{VOLUME}\"\nbacking = \"{backing}\"\nmode = \"{mode}\"\n\
              block_size = 4096\nmemory_tier = \"{memory_tier}\"\n\
              [security]\nhosts = [\"{HOST_NQN}\"]\n[control]\nsocket = \"{dir}/forebay.sock\"\n"
         )
@@ -137,6 +139,19 @@ impl Node {
     pub(crate) fn volume(&self) -> Result<VolumeStat> {
         let stat = self.stat().ok_or("the daemon does not answer")?;
         stat.volume(VOLUME).cloned().ok_or_else(|| "the daemon has no such volume".to_owned())
+    }
+
+    /// Destages all dirty data of the volume.
+    pub(crate) fn drain(&self) -> Result<()> {
+        let call = |client: &mut Client, method: &str, params| {
+            client.call(method, params).map_err(|error| error.to_string())
+        };
+        let mut client = Client::connect(&self.socket).map_err(|error| error.to_string())?;
+        call(&mut client, "volume_drain", json!({ "name": VOLUME }))?;
+        while self.volume()?.dirty_bytes > 0 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     /// Resident bytes and those in huge pages (proc(5): hugetlb pages are no part of VmRSS).

@@ -41,6 +41,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         cache: format!("uring:{}/cache?size={}M", args.dir.display(), args.cache),
         // In memory, so that all that the kernel counts went to the cache device.
         backing: format!("mem:?size={}M", args.cache / 2),
+        mode: "write-back",
         core: 0,
         poll: "busy",
         port: args.port,
