@@ -1,8 +1,14 @@
 //! `write-back-ordered`: between batches the backing device alone is a prefix of the acknowledged
 //! writes. The check is a black box: real time and what the device holds, nothing of the engine but
 //! its word that it is between batches.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
-#![allow(clippy::cast_possible_truncation, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::manual_is_multiple_of,
+    reason = "a test's helpers fail by panicking"
+)]
 
 mod harness;
 

@@ -14,10 +14,10 @@ use crate::medium::Medium;
 use crate::oracle::{Seen, recognise};
 use crate::rng::Rng;
 use crate::suite::each;
-use crate::workload::random_op;
+use crate::workload::random_ask;
 use crate::world::World;
 use forebay_cache::engine::{CacheMode, Limits, OrderState};
-use forebay_io::{DeviceError, Duration};
+use forebay_io::{DeviceError, Duration, RequestOp};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -149,7 +149,8 @@ impl OrderedCounts {
 struct Run {
     world: World,
     prefix: Prefix,
-    last: Option<(OrderState, Medium)>,
+    /// The state last judged, and whether the device was no prefix then.
+    last: Option<(OrderState, Medium, bool)>,
     counts: OrderedCounts,
 }
 
@@ -174,19 +175,29 @@ impl Run {
         let stats = self.world.engine().volume_stats(id_of(0));
         let Some(state) = stats.and_then(|stats| stats.order) else { return Ok(()) };
         let device = &self.world.backing[0].bytes;
-        if let Some((old, bytes)) = &self.last {
+        let mut broken = None;
+        let mut same = false;
+        if let Some((old, bytes, was)) = &self.last {
             let batch = matches!(state, OrderState::Prefix(_)) && *old != state;
             self.counts.batches += u64::from(batch);
-            if !changed && *old == state && bytes.same(device) {
+            same = bytes.same(device) && *old == state;
+            if same && !changed {
                 return Ok(());
             }
+            // The same bytes: what was acknowledged since ended after every write there had begun, so
+            // that nothing more is asked of them.
+            broken = (same && *was).then(String::new);
         }
-        let broken = self.prefix.broken(device);
+        if !same {
+            broken = self.prefix.broken(device);
+        }
+        let bad = broken.is_some();
         match (state, broken) {
             (OrderState::Prefix(lsn), broken) => {
                 self.counts.between += 1;
                 // What a power loss leaves of the device, too.
-                let stable = self.prefix.broken(self.world.backing[0].stable());
+                let stable = self.world.backing[0].stable();
+                let stable = if same { None } else { self.prefix.broken(stable) };
                 if let Some(what) = broken.or(stable) {
                     return Err(format!("said to be the prefix at {lsn:?}: {what}"));
                 }
@@ -200,20 +211,33 @@ impl Run {
                 self.counts.before_broken += u64::from(broken.is_some());
             }
         }
-        self.last = Some((state, self.world.backing[0].bytes.clone()));
+        self.last = Some((state, self.world.backing[0].bytes.clone(), bad));
         Ok(())
+    }
+}
+
+/// Asks for something random. A host's Flush closes a batch: most are left out, so that there is
+/// something between two of them.
+fn ask(world: &mut World, rng: &mut Rng) {
+    let volumes: Vec<(u64, u32)> = world.config.volumes.iter().map(|v| (v.size, v.unit)).collect();
+    while world.under_way() > 16 && world.violation.is_none() {
+        world.step();
+    }
+    let ask = random_ask(&volumes, rng, 40);
+    if ask.op != RequestOp::Flush || rng.one_in(8) {
+        world.ask(ask);
     }
 }
 
 fn config(seed: u64, mode: CacheMode, rng: &mut Rng) -> Config {
     let volume = VolumeConfig { size: (32 + rng.below(64)) * BLOCK, unit: 4096, mode };
     let mut config = Config::small(seed, rng.pick(&[16, 32]), 14 + rng.below(16), volume);
-    let quick = rng.one_in(4);
+    let quick = rng.one_in(8);
     config.limits = Limits {
         dirty_age: Duration::from_millis(if quick { 2 } else { 10_000 }),
         destage_from: if quick { 5 } else { 100 },
         throttle_max: Duration::from_millis(5),
-        batch_age: Duration::from_micros(rng.pick(&[200, 5000, 20_000])),
+        batch_age: Duration::from_micros(rng.pick(&[1000, 20_000, 200_000])),
         batch_bytes: rng.pick(&[64 << 10, 256 << 10, 64 << 20]),
         ..Limits::default()
     };
@@ -251,7 +275,7 @@ pub fn run(seed: u64, mode: CacheMode, steps: u64) -> (OrderedCounts, Result<(),
 fn go(run: &mut Run, rng: &mut Rng, mode: CacheMode, steps: u64) -> Result<(), String> {
     for step in 0..steps {
         if rng.below(3) == 0 {
-            random_op(&mut run.world, rng, 40);
+            ask(&mut run.world, rng);
         } else {
             run.world.step();
         }
@@ -285,7 +309,7 @@ fn go(run: &mut Run, rng: &mut Rng, mode: CacheMode, steps: u64) -> Result<(), S
                 ]);
                 run.world.set_mode(0, other);
                 for _ in 0..rng.below(100) {
-                    random_op(&mut run.world, rng, 40);
+                    ask(&mut run.world, rng);
                     run.look()?;
                 }
                 run.world.set_mode(0, mode);
@@ -364,7 +388,7 @@ mod tests {
             world.record();
             let mut prefix = Prefix::default();
             for _ in 0..1500 {
-                random_op(&mut world, &mut rng, 40);
+                ask(&mut world, &mut rng);
                 for moment in world.moments() {
                     if let Moment::Host(host) = moment {
                         prefix.tell(&host);

@@ -220,7 +220,7 @@ fn all(size: &Size) -> bool {
 /// What is run for every change.
 pub fn ci() -> bool {
     let effort = Effort { per_cut: 12, stride: 2, interrupt: 10, drain: 10 };
-    all(&Size { pairs: 13, triples: 801, longs: 60, effort, seeds: 2000, ordered: 120 })
+    all(&Size { pairs: 13, triples: 801, longs: 60, effort, seeds: 2000, ordered: 320 })
 }
 
 /// The long run.

@@ -239,8 +239,10 @@ impl<B: Buf> Engine<B> {
             }
             let limits = self.limits;
             let order = self.vols.get(place).and_then(|vol| vol.order.as_ref());
+            // At a clean stop the batch under way is completed, and no other begun.
             if order.is_some_and(|order| {
                 order.phase == Phase::Open
+                    && !self.stopping
                     && order.due(now, limits.batch_age, limits.batch_bytes, pressed)
             }) {
                 self.order_extend(place, now);
@@ -309,7 +311,10 @@ impl<B: Buf> Engine<B> {
             // A map without a bound is never full.
             let _ = order.zeroes.insert(range);
         }
-        for seg in self.segs.sealed_iter().chain(self.segs.young().iter().copied()) {
+        let young = self.segs.young().iter().copied();
+        // Those whose footer is being written are among the sealed ones.
+        let young = young.filter(|seg| self.segs.get(*seg).is_some_and(|s| s.seal == 0));
+        for seg in self.segs.sealed_iter().chain(young) {
             let Some(s) = self.segs.get(seg).filter(|s| s.dirty > 0) else { continue };
             let limit = match (s.stream, &s.log, first) {
                 (LogStream::Journal, Some(_), Some((at, slot))) if at == seg => u32::from(slot),
@@ -321,13 +326,9 @@ impl<B: Buf> Engine<B> {
                 _ => u32::MAX,
             };
             order.parts.push(Part { seg, seq: s.seq, limit });
-            // A footer that is being written is among both.
-            if !order.queue.contains(&seg) {
-                order.queue.push(seg);
-            }
+            order.queue.push(seg);
         }
         order.parts.sort_unstable_by_key(|part| part.seg);
-        order.parts.dedup_by_key(|part| part.seg);
         order.bits.resize(order.parts.len() * words, 0);
         if order.phase != Phase::Batch {
             (order.writing, order.holed) = (false, false);
@@ -492,19 +493,24 @@ impl<B: Buf> Engine<B> {
             if order.phase != Phase::Batch || order.retry_at > now || !willing {
                 continue;
             }
-            let (segs, parts) = (&self.segs, &order.parts);
-            // What was freed held nothing of the batch any more.
-            order.queue.retain(|seg| {
-                let part = parts.binary_search_by_key(seg, |part| part.seg).ok();
-                let part = part.and_then(|at| parts.get(at));
-                let s = segs.get(*seg);
-                let there = part.zip(s).is_some_and(|(part, s)| part.seq == s.seq);
-                there && s.is_some_and(|s| s.kept > 0 || s.dirty > 0)
-            });
-            for seg in order.queue.iter().take(most) {
-                order.taken.push(*seg);
-                if !picked.contains(seg) {
-                    picked.push(*seg);
+            let mut at = 0;
+            while order.taken.len() < most
+                && let Some(seg) = order.queue.get(at).copied()
+            {
+                let part = order.parts.binary_search_by_key(&seg, |part| part.seg).ok();
+                let part = part.and_then(|at| order.parts.get(at));
+                let there = part
+                    .zip(self.segs.get(seg))
+                    .is_some_and(|(part, s)| part.seq == s.seq && (s.kept > 0 || s.dirty > 0));
+                if !there {
+                    // It holds nothing of the batch any more, or was freed.
+                    order.queue.remove(at);
+                    continue;
+                }
+                at += 1;
+                order.taken.push(seg);
+                if !picked.contains(&seg) {
+                    picked.push(seg);
                 }
             }
         }
@@ -528,14 +534,14 @@ impl<B: Buf> Engine<B> {
             if order.phase != Phase::Batch {
                 continue;
             }
-            let whole = order.finished >= order.chosen && !order.failed;
-            if whole {
+            let before = order.queue.len();
+            if order.finished >= order.chosen && !order.failed {
                 let Order { queue, taken, .. } = &mut **order;
                 queue.retain(|seg| !taken.contains(seg));
             }
-            if (order.finished > 0 || order.zeroed) && !order.failed {
+            if order.finished > 0 || order.zeroed {
                 order.unreadable = 0;
-            } else if !whole || order.queue.is_empty() && !order.zeroes.is_empty() {
+            } else if order.queue.len() == before {
                 order.retry_at = now + SKIP;
             }
             order.taken.clear();
