@@ -207,6 +207,29 @@ fn a_replaced_version_is_written_before_what_replaced_it() {
     end(&mut w, &mut prefix).unwrap();
 }
 
+/// A drain begins a round of destage at each poll: those that leave a failing volume out must not put
+/// its batch off for ever. (Kept versions alone in their segments: nothing else would take them up.)
+#[test]
+fn a_drain_while_a_batch_waits_for_its_device_ends() {
+    let mut w = world(8, CacheMode::WriteBackOrdered);
+    let (batch_age, batch_bytes) = (Duration::from_secs(3600), u64::MAX);
+    w.engine.set_limits(Limits { batch_age, batch_bytes, ..w.setup.limits });
+    w.backing[0].faults.write = Some(DeviceError::Io(5));
+    for _ in 0..2 {
+        for n in 0..120 {
+            w.write(0, n * 4 * K, 4 * K);
+        }
+        w.ask(0, RequestOp::Flush, 0, 0);
+        w.run_for(5_000_000);
+    }
+    assert_eq!(w.engine.volume_stats(World::id(0)).unwrap().kept_bytes, 480 * K);
+    w.engine.drain(World::id(0)).unwrap();
+    w.run_for(5_000_000);
+    w.backing[0].faults.write = None;
+    w.drain(0);
+    w.check_backing(0);
+}
+
 /// Zeroes and deallocates of a later batch take the data of this one out of the index.
 #[test]
 fn zeroes_of_a_later_batch_do_not_hide_what_comes_before_them() {

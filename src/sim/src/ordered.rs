@@ -256,19 +256,17 @@ fn config(seed: u64, mode: CacheMode, rng: &mut Rng) -> Config {
     config
 }
 
-/// One run; `mode` is what the volume is in: anything but `write-back-ordered` shows that the check can
-/// fail.
-///
-/// # Errors
-/// What is wrong, with the counts so far.
-pub fn run(seed: u64, mode: CacheMode, steps: u64) -> (OrderedCounts, Result<(), String>) {
+/// One run: its counts, and what is wrong. With `lines` its timeline is printed.
+pub fn run(seed: u64, steps: u64, lines: bool) -> (OrderedCounts, Result<(), String>) {
+    let mode = CacheMode::WriteBackOrdered;
     let mut rng = Rng::new(seed, 71);
-    let world = World::new(config(seed, mode, &mut rng), false);
+    let world = World::new(config(seed, mode, &mut rng), lines);
     let counts = OrderedCounts { seeds: 1, ..OrderedCounts::default() };
     let mut run = Run { world, prefix: Prefix::default(), last: None, counts };
     run.world.tolerance.refused = true;
     run.world.record();
     let result = go(&mut run, &mut rng, mode, steps);
+    run.world.lines.iter().flatten().for_each(|line| println!("{line}"));
     (run.counts, result)
 }
 
@@ -330,19 +328,21 @@ fn go(run: &mut Run, rng: &mut Rng, mode: CacheMode, steps: u64) -> Result<(), S
 
 /// Runs seeds on all processors.
 #[must_use]
-pub fn seeds(from: u64, count: u64, steps: u64) -> OrderedCounts {
+pub fn seeds(from: u64, count: u64, steps: u64, lines: bool) -> OrderedCounts {
     let started = std::time::Instant::now();
     let all = Mutex::new(OrderedCounts::default());
     each(count, |at| {
         let seed = from + at;
-        let (counts, result) = run(seed, CacheMode::WriteBackOrdered, steps);
+        let (counts, result) = run(seed, steps, lines);
         let mut all = all.lock().expect("no thread panics with it");
         all.add(&counts);
         if let Err(what) = result {
             all.violations += 1;
             if all.violations <= 12 {
                 println!("ordered {seed}: {what}");
-                println!("    replay: forebay-sim ordered --from {seed} --count 1 --steps {steps}");
+                println!(
+                    "    replay: forebay-sim ordered --from {seed} --count 1 --steps {steps} --lines 1"
+                );
             }
         }
     });
@@ -371,7 +371,7 @@ mod tests {
 
     #[test]
     fn between_batches_the_backing_device_alone_is_a_prefix() {
-        let counts = seeds(0, 12, 1500);
+        let counts = seeds(0, 12, 1500, false);
         assert_eq!(counts.violations, 0);
         assert!(counts.between > 1000 && counts.within_broken > 0, "{counts:?}");
     }

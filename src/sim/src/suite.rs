@@ -193,7 +193,7 @@ fn all(size: &Size) -> bool {
     let triples = images(&Images { from, count, step: size.triples, ..plain });
     let longs = images(&Images { long: true, count: size.longs, step: 1, ..plain });
     let seeded = seeds(&Seeds { from: 0, count: size.seeds, plant: 0 });
-    let ordered = crate::ordered::seeds(0, size.ordered, crate::ordered::STEPS);
+    let ordered = crate::ordered::seeds(0, size.ordered, crate::ordered::STEPS, false);
     let mut counts = pairs.counts;
     counts.add(&triples.counts);
     counts.add(&longs.counts);

@@ -80,6 +80,8 @@ pub(super) struct Order {
     chosen: usize,
     finished: usize,
     zeroed: bool,
+    /// It takes part in the round under way.
+    joins: bool,
     /// A segment could not be read, or the backing device was not flushed.
     failed: bool,
     /// A backing write of this batch was begun.
@@ -112,6 +114,7 @@ impl Order {
             chosen: 0,
             finished: 0,
             zeroed: false,
+            joins: false,
             failed: false,
             writing: false,
             holed: false,
@@ -489,10 +492,11 @@ impl<B: Buf> Engine<B> {
             let Some(order) = vol.order.as_mut() else { continue };
             order.taken.clear();
             (order.chosen, order.finished) = (0, 0);
-            (order.zeroed, order.failed) = (false, false);
+            (order.zeroed, order.failed, order.joins) = (false, false, false);
             if order.phase != Phase::Batch || order.retry_at > now || !willing {
                 continue;
             }
+            order.joins = true;
             let mut at = 0;
             while order.taken.len() < most
                 && let Some(seg) = order.queue.get(at).copied()
@@ -541,7 +545,8 @@ impl<B: Buf> Engine<B> {
             }
             if order.finished > 0 || order.zeroed {
                 order.unreadable = 0;
-            } else if order.queue.len() == before {
+            } else if order.joins && order.queue.len() == before {
+                // (A round without it says nothing, and must not put it off again and again.)
                 order.retry_at = now + SKIP;
             }
             order.taken.clear();
