@@ -248,8 +248,9 @@ impl Oracle {
         c.durable |= durable;
         c.certain = true;
         if let Seen::Write(_) = seen {
-            // A deallocate that had ended and is not seen was ignored.
-            let end = c.start;
+            // A deallocate that had ended and is not seen was ignored, unless the write that is seen was
+            // under way at once with it and may have come after it.
+            let end = c.end;
             sector.retain(|o| o.certain || o.end >= start || o.start <= end);
         }
     }
