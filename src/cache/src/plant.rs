@@ -47,12 +47,100 @@ pub enum Bug {
     ThroughUnflushed,
     /// A moved block stays one that only its flush is missing.
     MovedWritten,
-    /// A write-zeroes keeps its claims while its edges wait.
-    EdgesWait,
+    /// Write-through shares its blocks with other writes.
+    ThroughShares,
+    /// Recovery does not check the data of a batch.
+    TornBatch,
+    /// Recovery goes on behind a batch that is torn or missing.
+    PastTear,
+    /// Recovery writes no footer for the segments that have none.
+    NoSettledFooter,
+    /// Recovery does not begin a new incarnation.
+    SameIncarnation,
+    /// A commit mark does not account for the numbers before it.
+    CommitMarkIgnored,
+    /// Recovery ignores trims.
+    TrimMarkIgnored,
+    /// At recovery a trim covers newer versions too.
+    TrimCoversNewer,
+    /// At recovery nothing is dead by a later invalidation or range of zeroes.
+    ReplayNoKill,
+    /// At recovery a range of zeroes hides newer data.
+    ReplayNoPunch,
+    /// A trim covers what is placed and not committed when its data are chosen.
+    TrimAhead,
+    /// What changed during a round of destage counts as clean.
+    SettleUnchecked,
+    /// Destage does not claim its blocks on the backing device.
+    DestageUnclaimed,
+    /// What is trimmed counts as clean before the trim is durable.
+    TrimNotAwaited,
+    /// A failed flush of destage counts as done.
+    DestageFlushErrorIgnored,
+    /// A host's Flush does not flush the backing device.
+    NoBackingFlush,
+    /// A host's Flush does not wait for one that is under way.
+    FlushNotAwaited,
+    /// A flush of the cache device that is under way covers what comes later.
+    FlushUnderWay,
+    /// A write that bypasses the log ignores force unit access.
+    NoBackingFua,
+    /// A fill enters the log while a write of its block is under way.
+    FillWhileWriting,
+    /// A write that bypasses the log does not stop fills of older data.
+    BypassKeepsFills,
+    /// A fill replaces what the index has.
+    ReplaceAny,
+    /// Pass-through begins without the cache forgetting the volume.
+    NoForget,
+    /// Writes pass a switch before the cache has durably forgotten the volume.
+    ForgetNotDurable,
+    /// A write that bypasses the log does not wait until its blocks are clean.
+    AroundDirty,
+    /// A write bypasses the log before its invalidation is durable.
+    BypassUnflushed,
+    /// A volume with dirty data is attached in a mode that bypasses the log.
+    AttachDirty,
+    /// A detached volume is not forgotten.
+    DetachWarm,
+    /// A volume is detached before it is clean.
+    DetachDirty,
+    /// A segment is freed before those that were open with it are sealed.
+    ReclaimPassesYoung,
+    /// Reclaim does not check the CRC of what it moves.
+    NoCrcOnReclaim,
+    /// A lost block that reclaim moves is good again.
+    MovedLossIsGood,
+    /// A footer names what has a newer version.
+    FooterKeepsDead,
+    /// A failed write of a batch counts as done.
+    LogErrorIgnored,
+    /// Records are committed in the wrong order.
+    CommitBackwards,
+    /// A compare-and-write shares its blocks.
+    CompareShares,
+    /// A write of a part of a block shares it.
+    EdgesShare,
+    /// A write-zeroes leaves the older data in the index.
+    ZeroesKeepIndex,
+    /// A deallocate takes whole blocks that it covers in part.
+    DiscardWhole,
+    /// The memory tier takes what was overwritten while it was read.
+    TierLate,
+    /// A lost block is served as zeroes.
+    LostIsZero,
+    /// A bad dirty block is read from the backing device.
+    BadDirtyIsMiss,
+    /// Scrub drops dirty blocks that are wrong.
+    ScrubDropsDirty,
+    /// With the cache device gone dirty blocks are read from the backing device.
+    FailedServesOld,
+    /// What the cache device took down with it is acknowledged.
+    FailedAcks,
 }
 
 /// How many there are.
-pub const BUGS: u16 = Bug::EdgesWait as u16;
+pub const BUGS: u16 = Bug::FailedAcks as u16;
 
 /// Which rule is removed, if any.
 #[derive(Clone, Copy, Debug, Default)]

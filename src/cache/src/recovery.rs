@@ -39,6 +39,7 @@ use crate::format::geometry::{Numbers, ShardMap};
 use crate::format::open::Opened;
 use crate::format::superblock::Superblock;
 use crate::index::{Index, IndexError, MAX_SLOTS};
+use crate::plant::Plant;
 use forebay_io::{Buf, BufPool, Completion, Op};
 use replay::Replay;
 use source::Sources;
@@ -121,6 +122,7 @@ pub struct Recovery {
     numbers: Numbers,
     read_only: bool,
     error: Option<RecoveryError>,
+    plant: Plant,
 }
 
 impl Recovery {
@@ -159,7 +161,15 @@ impl Recovery {
             map,
             read_only,
             error: None,
+            plant: Plant::default(),
         })
+    }
+
+    /// Removes a rule on purpose, by its number in [`crate::plant::Bug`]; 0 for none.
+    #[cfg(feature = "planted-bugs")]
+    pub const fn plant(&mut self, bug: u16) {
+        self.plant = crate::plant::Plant::new(bug);
+        self.replay.plant = self.plant;
     }
 
     /// The next device operation. `None` while enough are in flight, or the pool has no buffer (ask
@@ -390,7 +400,8 @@ impl Recovery {
         };
         if let Some(bytes) = bytes {
             let replay = &self.replay;
-            self.sources.scanned(segment, &bytes, |record| replay.key(record));
+            let checked = !self.plant.has(crate::plant::Bug::TornBatch);
+            self.sources.scanned(segment, &bytes, |record| replay.key(record).filter(|_| checked));
             self.go_on_after(self.sources.highest(segment));
             self.replay.stats.scanned += 1;
             self.transfer.recycle(bytes);

@@ -21,8 +21,8 @@ pub enum Boot {
 }
 
 /// Opens and recovers a device, whose operations end at once in random order; `cut` is after how many
-/// completed writes and flushes the process dies.
-pub fn boot(cache: &mut Device, cut: Option<u64>) -> Boot {
+/// completed writes and flushes the process dies. `plant` is the rule that is removed; 0 for none.
+pub fn boot(cache: &mut Device, cut: Option<u64>, plant: u16) -> Boot {
     let mut pool = SimPool::default();
     let mut opener = Opener::new(cache.info.size, Some(uuid(200)));
     let opened = loop {
@@ -47,6 +47,10 @@ pub fn boot(cache: &mut Device, cut: Option<u64>) -> Boot {
         Ok(recovery) => recovery,
         Err(error) => return Boot::Refused(error.to_string()),
     };
+    #[cfg(feature = "planted-bugs")]
+    recovery.plant(plant);
+    #[cfg(not(feature = "planted-bugs"))]
+    let _ = plant;
     let mut changes = 0;
     while !recovery.is_done() {
         let mut asked = false;

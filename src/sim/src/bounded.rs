@@ -5,6 +5,7 @@
 use crate::config::{Config, MODES, VolumeConfig};
 use crate::images::{BadImage, Effort, History, ImageCounts};
 use crate::rng::Rng;
+use crate::script::RICHER_FROM;
 use crate::world::{Ask, World};
 use forebay_cache::engine::{CacheMode, Limits};
 use forebay_io::{Duration, RequestOp};
@@ -224,8 +225,14 @@ pub fn long(
     let mut rng = Rng::new(seed, 6);
     let unit = rng.pick(&[512, 4096]);
     let mode = MODES[rng.index(8) % 4];
-    let volume = VolumeConfig { size: (32 + rng.below(96)) * 4096, unit, mode };
+    // A few blocks, written again and again while they are destaged; or more than the cache takes.
+    let hot = seed >= RICHER_FROM;
+    let blocks = if hot { 2 + rng.below(10) } else { 32 + rng.below(96) };
+    let volume = VolumeConfig { size: blocks * 4096, unit, mode };
     let mut config = Config::small(seed, 16, 10 + rng.below(6), volume);
+    if hot {
+        (config.cache_latency, config.backing_latency) = ((10_000, 900_000), (20_000, 60_000));
+    }
     config.volatile = rng.one_in(3);
     config.plant = plant;
     config.tier_pages = rng.pick(&[0, 0, 8]);
@@ -248,7 +255,7 @@ pub fn long(
     let mut history = Some(History::begin(&mut world));
     for _ in 0..60 + rng.below(100) {
         crate::workload::random_op(&mut world, &mut rng, 24);
-        if rng.one_in(40) {
+        if rng.one_in(if hot { 12 } else { 40 }) {
             let mode = MODES[rng.index(4)];
             world.set_mode(0, mode);
         }

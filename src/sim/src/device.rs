@@ -58,6 +58,16 @@ pub struct Faults {
     pub lie: bool,
 }
 
+impl Faults {
+    /// Whether there are any now.
+    #[must_use]
+    pub const fn any(&self) -> bool {
+        let errors = self.budget > 0 && self.read + self.write + self.flush > 0;
+        let lies = self.stale + self.misread + self.flip + self.lose + self.misplace > 0;
+        errors || lies || self.late > 0 || self.slow > 1 || self.hang || self.lie
+    }
+}
+
 struct Flying {
     ready: u64,
     op: Op<SimBuf>,
@@ -519,6 +529,10 @@ impl Device {
             self.bytes.write(at, &data[from..to]);
             if let Some(stable) = &mut self.stable {
                 stable.write(at, &data[from..to]);
+            }
+            // Earlier writes of the same place must not come back over it.
+            for write in &mut self.loose {
+                overlay(&mut write.data, write.offset, at, &data[from..to]);
             }
         }
     }

@@ -327,7 +327,7 @@ impl History {
                 let device = Device::with(self.config.cache_info(), again[0].clone(), rng.clone());
                 let mut device = device;
                 let cut = rng.below(7);
-                match boot(&mut device, Some(cut)) {
+                match boot(&mut device, Some(cut), self.config.plant) {
                     Boot::Cut => device.crash(true),
                     Boot::Up(_) => {}
                     Boot::Refused(why) => return Err(format!("refused in recovery: {why}")),

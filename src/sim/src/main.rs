@@ -10,6 +10,7 @@
 use forebay_sim::images::Effort;
 use forebay_sim::minimise::{list, minimise, unlist};
 use forebay_sim::ordered;
+use forebay_sim::plants::Patience;
 use forebay_sim::run::{Options, run};
 use forebay_sim::suite::{self, Images, Seeds};
 use std::collections::BTreeMap;
@@ -26,7 +27,8 @@ forebay-sim bounded|long --from N --count 1 --cut C --image I --lines 1
 forebay-sim ordered [--from N] [--count N] [--steps N] [--lines 1]
                                                    write-back-ordered: the backing device alone, at each moment
 forebay-sim ci | soak                              all of it, with a last line of counts
-forebay-sim plants                                 which planted bugs are caught (feature planted-bugs)
+forebay-sim plants [--only P] [--seeds N] [--images N]
+                                                   which planted bugs are caught (feature planted-bugs)
 ";
 
 fn main() -> ExitCode {
@@ -73,7 +75,11 @@ fn main() -> ExitCode {
         }
         "ci" => suite::ci(),
         "soak" => suite::soak(),
-        "plants" => forebay_sim::plants::score(number("only", 0), number("seeds", 150)),
+        "plants" => {
+            let patience = Patience { seeds: number("seeds", 120), images: number("images", 120) };
+            let (only, from) = (number("only", 0), number("from", 0));
+            forebay_sim::plants::score(only, from, &patience)
+        }
         "" if named.contains_key("seed") => {
             let keep = named.get("keep").map(|text| unlist(text));
             let report = run(number("seed", 0), &Options { plant, lines: true, keep });

@@ -78,6 +78,8 @@ struct Change {
     /// The process that asked for it died and it was not seen since; only a power loss that undoes
     /// what is over it may show it again.
     hidden: bool,
+    /// No read that begins after this sees it; [`OPEN`] where that is not known.
+    gone: u64,
 }
 
 impl Change {
@@ -104,7 +106,9 @@ pub struct Oracle {
 
 /// Whether nothing can be seen of `c` by a read that begins at `start`.
 fn dead(all: &[Change], c: &Change, start: u64) -> bool {
-    c.end != OPEN && all.iter().any(|o| o.certain && !o.hidden && o.start > c.end && o.end < start)
+    c.gone < start
+        || c.end != OPEN
+            && all.iter().any(|o| o.certain && !o.hidden && o.start > c.end && o.end < start)
 }
 
 impl Oracle {
@@ -119,6 +123,7 @@ impl Oracle {
             certain: true,
             durable: true,
             hidden: false,
+            gone: OPEN,
         };
         let n = usize::try_from(size.div_ceil(SECTOR)).unwrap_or(0);
         Self { sectors: vec![vec![first]; n], acked_is_durable, relaxed: false, newest: 0 }
@@ -143,8 +148,16 @@ impl Oracle {
     /// A change begins.
     pub fn started(&mut self, at: (u64, u64), write: u64, zero: bool, certain: bool, tick: u64) {
         self.newest = self.newest.max(write);
-        let change =
-            Change { write, zero, start: tick, end: OPEN, certain, durable: false, hidden: false };
+        let change = Change {
+            write,
+            zero,
+            start: tick,
+            end: OPEN,
+            certain,
+            durable: false,
+            hidden: false,
+            gone: OPEN,
+        };
         for sector in &mut self.sectors[Self::range(at.0, at.1)] {
             sector.push(change);
         }
@@ -247,10 +260,16 @@ impl Oracle {
         c.end = c.end.min(tick);
         c.durable |= durable;
         c.certain = true;
+        let (lasts, write, end) = (c.durable, c.write, c.end);
+        if lasts {
+            // Whatever had ended before this read began came before what it found, for good.
+            for o in sector.iter_mut().filter(|o| o.write != write && o.end < start) {
+                o.gone = o.gone.min(tick);
+            }
+        }
         if let Seen::Write(_) = seen {
             // A deallocate that had ended and is not seen was ignored, unless the write that is seen was
             // under way at once with it and may have come after it.
-            let end = c.end;
             sector.retain(|o| o.certain || o.end >= start || o.start <= end);
         }
     }
@@ -284,7 +303,7 @@ impl Oracle {
             }) else {
                 continue;
             };
-            kept.end = tick;
+            (kept.end, kept.gone) = (tick, OPEN);
             kept.certain = true;
             kept.durable |= lasting;
             if lasting {
@@ -391,6 +410,21 @@ mod tests {
         assert!(o.judge(0, &sector(2), 7).is_ok());
         o.settled(0, &sector(1), 8, true);
         assert!(o.judge(0, &sector(2), 9).is_err(), "it was not there a moment ago");
+    }
+
+    #[test]
+    fn of_two_writes_at_once_the_one_that_was_read_stays() {
+        let mut o = Oracle::new(512, true);
+        o.started(ALL, 1, false, true, 1);
+        o.started(ALL, 2, false, true, 2);
+        o.ended(ALL, 1, 3, 1, false);
+        o.ended(ALL, 2, 4, 1, false);
+        assert!(o.judge(0, &sector(1), 5).is_ok() && o.judge(0, &sector(2), 5).is_ok());
+        o.read(0, &sector(2), 5, 7).unwrap();
+        assert!(o.judge(0, &sector(1), 8).is_err(), "it was over already");
+        assert!(o.judge(0, &sector(1), 6).is_ok(), "a reader that began before that read ended");
+        o.crashed(true);
+        assert!(o.judge(0, &sector(1), 9).is_err());
     }
 
     #[test]

@@ -4,9 +4,11 @@
 use crate::bounded;
 use crate::images::{Effort, ImageCounts};
 use crate::run::{Options, run};
+use crate::script::RICHER_FROM;
 use forebay_cache::plant::BUGS;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
+use std::time::Instant;
 
 /// How a planted bug was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,27 +20,39 @@ enum Caught {
     No,
 }
 
-/// Planted bugs that nothing catches yet: a failed destage write that is taken for done (15) needs more
-/// seeds in which a backing device fails, and with one (22) a run does not end.
-const OPEN: [u16; 3] = [15, 19, 22];
+/// Planted bugs that nothing catches yet: a copy of what the backing device may still lose (19) has to
+/// be looked at before the quiet flush that follows every such write; a fill that replaces what the index
+/// has (43) was seen by an earlier set of seeds only.
+const OPEN: [u16; 2] = [19, 43];
 
-fn hunt(bug: u16, seeds: u64) -> (Caught, String) {
-    for seed in 0..seeds {
-        let report = run(seed, &Options { plant: bug, ..Options::default() });
+/// How long a planted bug is hunted.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Seeds at most.
+    pub seeds: u64,
+    /// Workloads whose crash images are looked at, at most.
+    pub images: u64,
+}
+
+fn hunt(bug: u16, patience: &Patience) -> (Caught, String) {
+    for at in 0..patience.seeds {
+        let report = run(RICHER_FROM + at, &Options { plant: bug, ..Options::default() });
         if let Some(what) = report.violation {
-            return (Caught::Seeds(seed + 1), what);
+            return (Caught::Seeds(at + 1), what);
         }
     }
     let effort = Effort { per_cut: 12, stride: 2, interrupt: 0, drain: 4 };
     let step = (bounded::count(2) / 300) | 1;
-    for n in 0..330 {
+    for n in 0..patience.images {
         let mut counts = ImageCounts::default();
-        let found = catch_unwind(AssertUnwindSafe(|| {
-            if n < 300 {
-                bounded::run(n * step, bug, &effort, None, false, &mut counts)
-            } else {
-                bounded::long(n, bug, &effort, None, false, &mut counts)
+        // Short and longer workloads in turn.
+        let found = catch_unwind(AssertUnwindSafe(|| match n % 4 {
+            0 | 1 => {
+                let n = n * step % bounded::count(2);
+                bounded::run(n, bug, &effort, None, false, &mut counts)
             }
+            2 => bounded::long(n, bug, &effort, None, false, &mut counts),
+            _ => bounded::long(RICHER_FROM + n, bug, &effort, None, false, &mut counts),
         }));
         match found {
             Ok(Ok(())) => {}
@@ -49,20 +63,26 @@ fn hunt(bug: u16, seeds: u64) -> (Caught, String) {
     (Caught::No, String::new())
 }
 
-/// Hunts every planted bug and prints the score. `only`: this one alone; 0 for all.
-pub fn score(only: u64, seeds: u64) -> bool {
+/// Hunts every planted bug and prints the score. `only`: this one alone; 0 for all. Says whether each
+/// was caught.
+pub fn score(only: u64, from: u64, patience: &Patience) -> bool {
     if !cfg!(feature = "planted-bugs") {
         println!("plants: not in this build; use --features planted-bugs");
         return false;
     }
-    let hunted = |bug: &u16| if only == 0 { !OPEN.contains(bug) } else { u64::from(*bug) == only };
+    let started = Instant::now();
+    let hunted = |bug: &u16| match only {
+        0 => u64::from(*bug) >= from && !OPEN.contains(bug),
+        only => u64::from(*bug) == only,
+    };
     let bugs: Vec<u16> = (1..=BUGS).filter(hunted).collect();
     let all = Mutex::new(Vec::new());
     crate::suite::each(bugs.len() as u64, |at| {
         let bug = bugs[usize::try_from(at).unwrap_or(0)];
-        let (caught, what) = hunt(bug, seeds);
-        let what: String = what.chars().take(110).collect();
-        println!("planted {bug}: {caught:?} {what}");
+        let begun = Instant::now();
+        let (caught, what) = hunt(bug, patience);
+        let what: String = what.chars().take(160).collect();
+        println!("planted {bug}: {caught:?} in {:.1} s: {what}", begun.elapsed().as_secs_f64());
         all.lock().expect("no thread panics with it").push((bug, caught));
     });
     let all = all.into_inner().expect("no thread panics with it");
@@ -71,13 +91,17 @@ pub fn score(only: u64, seeds: u64) -> bool {
     let mut needed: Vec<u64> = seeded.collect();
     needed.sort_unstable();
     let images = all.iter().filter(|(_, c)| matches!(c, Caught::Images(_))).count();
+    let mut missed: Vec<u16> =
+        all.iter().filter(|(_, c)| *c == Caught::No).map(|(bug, _)| *bug).collect();
+    missed.sort_unstable();
     println!(
-        "plants: {} of {} planted bugs caught, {} by seeds (median {} seeds), {images} by crash images",
+        "plants: {} of {} planted bugs caught, {} by seeds (median {} seeds), {images} by crash images; \
+         missed {missed:?}; not hunted {OPEN:?}; {:.0} s",
         needed.len() + images,
-        if only == 0 { usize::from(BUGS) } else { 1 },
+        if only == 0 && from <= 1 { usize::from(BUGS) } else { all.len() },
         needed.len(),
-        needed.get(needed.len() / 2).copied().unwrap_or(0)
+        needed.get(needed.len() / 2).copied().unwrap_or(0),
+        started.elapsed().as_secs_f64()
     );
-    println!("plants: not hunted, since nothing catches them yet: {OPEN:?}");
-    needed.len() + images == all.len()
+    missed.is_empty()
 }

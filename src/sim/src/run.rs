@@ -3,13 +3,13 @@
 
 use crate::config::Config;
 use crate::device::{Device, Faults, Injected};
-use crate::script::{Fault, Step, Weather, script, weather};
-use crate::world::{Counts, Tolerance, World};
+use crate::script::{Fault, RICHER_FROM, Step, Weather, script, weather};
+use crate::world::{Ask, Counts, Tolerance, World};
 use forebay_io::{DeviceError, RequestOp};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Requests under way at most.
-const UNDER_WAY_MAX: usize = 24;
+/// Requests under way at most, and in the richer seeds.
+const UNDER_WAY_MAX: [usize; 2] = [24, 64];
 /// Polls that one step of the script takes at most.
 const POLLS_MAX: u64 = 20_000;
 
@@ -115,7 +115,8 @@ fn carry_out(world: &mut World, weather: Weather, step: &Step) {
     match step {
         Step::Ask(ask) => {
             let mut polls = 0;
-            while world.under_way() >= UNDER_WAY_MAX && world.violation.is_none() {
+            let most = UNDER_WAY_MAX[usize::from(world.config.seed >= RICHER_FROM)];
+            while world.under_way() >= most && world.violation.is_none() {
                 world.step();
                 polls += 1;
                 if polls > POLLS_MAX {
@@ -153,6 +154,20 @@ fn carry_out(world: &mut World, weather: Weather, step: &Step) {
         Step::Calm => {
             world.line(|| "calm".to_owned());
             calm(world);
+        }
+        Step::Reattach(_) | Step::Scrub(_) | Step::DrainCrash(..) if world.cache_failed => {}
+        Step::Reattach(volume) => {
+            calm(world);
+            world.reattach(*volume);
+        }
+        Step::Scrub(volume) => world.scrub(*volume),
+        Step::DrainCrash(volume, power) => {
+            calm(world);
+            world.quiesce();
+            world.drain_and_wait(*volume);
+            if world.violation.is_none() && !world.over {
+                world.crash(*power);
+            }
         }
         Step::Places => {
             let hard = matches!(weather, Weather::Liar);

@@ -1,11 +1,11 @@
 //! What happens in a seeded run, as a list of steps that can be shortened.
 
-use crate::config::{Config, MODES};
+use crate::config::{Config, MODES, VolumeConfig};
 use crate::rng::Rng;
 use crate::workload::random_ask;
 use crate::world::Ask;
 use forebay_cache::engine::CacheMode;
-use forebay_io::DeviceError;
+use forebay_io::{DeviceError, RequestOp};
 
 /// How the devices of a run misbehave, besides crashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +92,12 @@ pub enum Step {
     Calm,
     /// The backing devices are judged.
     Places,
+    /// A volume leaves the cache and comes back.
+    Reattach(usize),
+    /// A scrub.
+    Scrub(usize),
+    /// A drain, and a crash as soon as it is over.
+    DrainCrash(usize, bool),
 }
 
 /// From this seed on runs have faults that earlier ones have not, whose histories are kept as they
@@ -108,6 +114,11 @@ fn more(weather: Weather, config: &Config, rng: &mut Rng) -> Option<Fault> {
         _ => None,
     }
 }
+
+/// Seeds from here on do more than those before: bursts, hosts that read what they wrote and that
+/// compete, detached volumes, scrub, crashes after drains, longer failures. What the ones before do stays
+/// as it is: the regression tests name some of them.
+pub const RICHER_FROM: u64 = 1000;
 
 fn fault(weather: Weather, config: &Config, rng: &mut Rng) -> Option<Fault> {
     let volume = rng.index(config.volumes.len());
@@ -154,6 +165,7 @@ pub fn script(seed: u64, config: &Config) -> Vec<Step> {
     let (most, patience) = (rng.pick(&[2, 16, 40]), rng.pick(&[2, 3, 8]));
     let crashes = rng.pick(&[0, 60, 120]);
     let mut scan = 0;
+    let mut richer = (seed >= RICHER_FROM).then(|| Rng::new(seed, 22));
     for _ in 0..total {
         match rng.below(400) {
             0..=3 => steps.push(Step::Sleep(rng.pick(&[1_000_000, 20_000_000, 300_000_000]))),
@@ -177,18 +189,128 @@ pub fn script(seed: u64, config: &Config) -> Vec<Step> {
             scan -= 1;
             let (size, unit) = volumes[ask.volume];
             let unit = u64::from(unit);
-            ask.op = forebay_io::RequestOp::Read;
+            ask.op = RequestOp::Read;
             ask.fua = false;
             ask.offset = ((20 - scan) * (32 << 10)) % size / unit * unit;
             ask.len = (32 << 10).min(size - ask.offset);
         }
+        let last = ask.clone();
         steps.push(Step::Ask(ask));
         if seed >= MORE_FROM && extra.one_in(80) {
             steps.extend(more(weather, config, &mut extra).map(Step::Fault));
+        }
+        if let Some(rng) = &mut richer {
+            richer_steps(weather, config, &last, rng, &mut steps);
         }
         if rng.one_in(patience) {
             steps.push(Step::Poll(1 + rng.below(4)));
         }
     }
     steps
+}
+
+/// What the richer seeds do besides.
+fn richer_steps(
+    weather: Weather,
+    config: &Config,
+    last: &Ask,
+    rng: &mut Rng,
+    steps: &mut Vec<Step>,
+) {
+    let volume = rng.index(config.volumes.len());
+    let keeps = !matches!(weather, Weather::Rot | Weather::Gone | Weather::Liar);
+    if last.op == RequestOp::CompareAndWrite && rng.one_in(2) {
+        steps.push(Step::Ask(last.clone()));
+    } else if rng.one_in(6) && last.len > 0 {
+        if rng.one_in(2) {
+            steps.push(Step::Poll(1 + rng.below(12)));
+        }
+        let op = RequestOp::Read;
+        steps.push(Step::Ask(Ask { op, fua: false, spoil: false, ..last.clone() }));
+    }
+    match rng.below(160) {
+        0 | 1 => burst(volume, config, rng, steps),
+        2 if keeps => steps.push(Step::Reattach(volume)),
+        3 => steps.push(Step::Scrub(volume)),
+        4 if weather == Weather::Rot => {
+            steps.push(Step::Fault(Fault::Rot(4)));
+            steps.push(Step::Scrub(volume));
+        }
+        5 if keeps => steps.push(Step::DrainCrash(volume, rng.one_in(2))),
+        6..=8 if weather == Weather::Backing => {
+            let one_in = [rng.pick(&[0, 3]), rng.pick(&[0, 2, 4]), rng.pick(&[0, 1, 2])];
+            steps.push(Step::Fault(Fault::Backing(volume, one_in, DeviceError::Io(5))));
+            steps.push(Step::Drain(volume));
+            steps.push(Step::Sleep(rng.pick(&[1_000_000, 20_000_000, 200_000_000])));
+            steps.push(Step::Places);
+            if rng.one_in(2) {
+                flush(last, rng, steps);
+            }
+            steps.push(Step::Calm);
+            steps.push(Step::Sleep(100_000_000));
+            steps.push(Step::Places);
+        }
+        9 | 10 if keeps => flush(last, rng, steps),
+        _ => {}
+    }
+}
+
+/// Flushes at once, and a loss of power as soon as one of them may have ended.
+fn flush(last: &Ask, rng: &mut Rng, steps: &mut Vec<Step>) {
+    if last.len == 0 {
+        return;
+    }
+    let write = Ask { op: RequestOp::Write, fua: false, ..last.clone() };
+    let flush = Ask { op: RequestOp::Flush, offset: 0, len: 0, fua: false, ..last.clone() };
+    steps.extend([Step::Ask(write), Step::Sleep(rng.pick(&[1_000_000, 25_000_000]))]);
+    steps.extend([Step::Ask(flush.clone()), Step::Poll(rng.below(4)), Step::Ask(flush)]);
+    steps.extend([Step::Poll(1 + rng.below(6)), Step::Crash(true)]);
+}
+
+/// Many overlapping requests before the next poll: more than the logs take at once.
+fn burst(volume: usize, config: &Config, rng: &mut Rng, steps: &mut Vec<Step>) {
+    let VolumeConfig { size, unit, .. } = config.volumes[volume];
+    let (unit, blocks) = (u64::from(unit), size / 4096);
+    let hot = blocks.min(8 + rng.below(56));
+    let base = rng.below(blocks - hot + 1) * 4096;
+    let (longest, polls) = (rng.pick(&[2, 8, 40]), rng.pick(&[0, 2, 4]));
+    if rng.one_in(3) {
+        steps.push(Step::Mode(volume, CacheMode::WriteThrough));
+    }
+    for _ in 0..10 + rng.below(30) {
+        let mut offset = base + rng.below(hot) * 4096;
+        let mut len = (1 + rng.below(longest)) * 4096;
+        if rng.one_in(4) {
+            offset += rng.below(4096 / unit) * unit;
+            len = len - 4096 + unit * (1 + rng.below(4096 / unit));
+        }
+        let op = match rng.below(12) {
+            0 | 1 => RequestOp::Read,
+            2 => {
+                // A long one with parts of blocks at both ends.
+                len = 24 * 4096 - unit;
+                RequestOp::WriteZeroes { deallocate: false }
+            }
+            _ => RequestOp::Write,
+        };
+        if rng.one_in(polls) {
+            steps.push(Step::Poll(1));
+        }
+        let len = len.min(base + hot * 4096 - offset);
+        steps.push(Step::Ask(Ask { volume, op, offset, len, fua: false, spoil: false }));
+    }
+    steps.push(Step::Sleep(rng.pick(&[10_000, 1_000_000, 40_000_000])));
+    for block in 0..hot / 8 {
+        let (op, offset, len) = (RequestOp::Read, base + block * (8 << 12), 8 << 12);
+        steps.push(Step::Ask(Ask { volume, op, offset, len, fua: false, spoil: false }));
+    }
+    if rng.one_in(2) {
+        // Until what was written through is flushed and trimmed.
+        steps.extend([Step::Sleep(120_000_000), Step::Places]);
+    }
+    match rng.below(8) {
+        0 => steps.push(Step::Mode(volume, CacheMode::PassThrough)),
+        1 => steps.push(Step::Mode(volume, CacheMode::WriteThrough)),
+        _ => {}
+    }
 }

@@ -25,7 +25,7 @@ use forebay_io::{Buf, Instant, Outcome, Piece, VolumeId};
 use forebay_node::route::Message;
 use forebay_node::shard::Shard;
 use forebay_nvmf::target::{Target, TargetConfig};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The reactor that hosts are connected to, and the one that serves.
 const FRONT: u32 = 0;
@@ -107,6 +107,12 @@ pub struct World {
     /// A sum of everything that happened.
     pub hash: u64,
     most_live: u64,
+    /// When a device misbehaved last.
+    faulty: u64,
+    /// Volumes of which nothing is dirty, and nothing was asked since that was said.
+    drained: Vec<bool>,
+    /// What a compare-and-write has found and replaced: volume, sector, write.
+    replaced: BTreeSet<(usize, u64, u64)>,
     /// A read of the checkers' own, and its end.
     raw: Option<(u64, Option<RawEnd>)>,
 }
@@ -158,7 +164,7 @@ impl World {
             disk.latency = config.backing_latency;
         }
         let pool = SimPool::default();
-        let bypassed = vec![false; modes.len()];
+        let (bypassed, drained) = (vec![false; modes.len()], vec![false; modes.len()]);
         Self {
             shard: Self::shard(&pool, 0),
             pool,
@@ -185,6 +191,9 @@ impl World {
             counts: Counts::default(),
             hash: 0xcbf2_9ce4_8422_2325,
             most_live: 0,
+            faulty: 0,
+            drained,
+            replaced: BTreeSet::new(),
             raw: None,
             config,
         }
@@ -272,7 +281,7 @@ impl World {
 
     /// Opens the cache device and attaches all volumes, in the modes where they were going.
     pub fn start(&mut self) {
-        match boot(&mut self.cache, None) {
+        match boot(&mut self.cache, None, self.config.plant) {
             Boot::Up(up) => {
                 let (header, recovered) = *up;
                 if !recovered.lost.is_empty() && !self.tolerance.lost {
@@ -299,15 +308,23 @@ impl World {
             }
         }
         for n in 0..self.backing.len() {
-            let mode = self.modes[n];
-            self.note_mode(n, mode);
-            let spec = self.config.spec(n, mode, self.backing[n].info.clone());
-            if let Err(error) = self.engine().add_volume(&spec) {
-                self.fail(format!("volume {n} was refused: {error}"));
+            if !self.attach(n) {
                 return;
             }
-            self.wait_for(|event| *event == Event::Attached { volume: id_of(n) });
         }
+    }
+
+    /// Attaches a volume in the mode where it was going; `false` where it is refused.
+    fn attach(&mut self, n: usize) -> bool {
+        let mode = self.modes[n];
+        self.note_mode(n, mode);
+        let spec = self.config.spec(n, mode, self.backing[n].info.clone());
+        if let Err(error) = self.engine().add_volume(&spec) {
+            self.fail(format!("volume {n} was refused: {error}"));
+            return false;
+        }
+        self.wait_for(|event| *event == Event::Attached { volume: id_of(n) });
+        true
     }
 
     fn note_mode(&mut self, volume: usize, mode: CacheMode) {

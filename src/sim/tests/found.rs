@@ -82,3 +82,9 @@ fn reclaim_does_not_wait_for_the_destage_of_what_is_lost_until_no_segment_is_fre
 fn no_write_passes_a_switch_to_pass_through_before_the_cache_has_forgotten_the_volume() {
     long(54);
 }
+
+#[test]
+fn overlapping_write_through_requests_reach_the_backing_device_in_the_order_of_the_log() {
+    // Bursts while the log is full; requests that come between devices' answers and the end of a poll.
+    seeds(&[1047]);
+}

@@ -41,14 +41,14 @@ impl<B: Buf> Engine<B> {
                     self.through_log(cx, h);
                     return;
                 }
-                Cached::Dirty => {
+                Cached::Dirty if !self.plant.has(Bug::AroundDirty) => {
                     // The backing device does not hold what is acknowledged: destage first.
                     self.destage.urgent = true;
                     self.stall(h, cx.now);
                     return;
                 }
                 Cached::Clean if self.plant.has(Bug::NoInvalidation) => {}
-                Cached::Clean => {
+                Cached::Clean | Cached::Dirty => {
                     if let Some(req) = self.reqs.get_mut(h) {
                         req.stage = Stage::Journal;
                     }
@@ -169,7 +169,7 @@ impl<B: Buf> Engine<B> {
         // would leave a clean copy that is newer.
         let volatile = vol.backing.volatile_write_cache;
         let fua = req.fua || (volatile && (!self.volatile || vol.caching));
-        let fua = fua && req.bypass;
+        let fua = fua && req.bypass && !self.plant.has(Bug::NoBackingFua);
         let Some(req) = self.reqs.get_mut(h) else { return };
         req.lasting = fua;
         let req = &*req;
@@ -268,7 +268,9 @@ impl<B: Buf> Engine<B> {
             let index = vol.index;
             self.tier.invalidate_range(index, first, blocks);
         }
-        self.kill_fills(place, first, blocks, false);
+        if !self.plant.has(Bug::BypassKeepsFills) {
+            self.kill_fills(place, first, blocks, false);
+        }
     }
 
     /// The backing device has a host's write.

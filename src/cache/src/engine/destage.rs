@@ -251,7 +251,8 @@ impl<B: Buf> Engine<B> {
                 Phase::Flush => self.round_flushed(),
                 Phase::Trim => self.round_trim(cx),
                 Phase::Settle(ordinal) => {
-                    if self.streams[usize::from(LogStream::Journal.code())].durable > ordinal {
+                    let durable = self.streams[usize::from(LogStream::Journal.code())].durable;
+                    if durable > ordinal || self.plant.has(Bug::TrimNotAwaited) {
                         self.round_settle(cx);
                     }
                 }
@@ -533,7 +534,9 @@ impl<B: Buf> Engine<B> {
         result: Result<(), DeviceError>,
     ) {
         self.destage.flushes -= 1;
-        if let Err(error) = result {
+        if let Err(error) = result
+            && !self.plant.has(Bug::DestageFlushErrorIgnored)
+        {
             // Nothing of this volume may be trimmed; what was written is written again.
             let mut done = core::mem::take(&mut self.destage.done);
             done.retain(|w| {
@@ -641,11 +644,13 @@ impl<B: Buf> Engine<B> {
         for w in &done {
             self.order_done(w.place, w.slot);
             let Some(key) = self.vols.key(w.place, w.block) else { continue };
-            let old = self.index.update_if_slot(key, w.slot, |flags| {
+            let now = self.index.get(key).map_or(w.slot, |entry| entry.slot);
+            let slot = if self.plant.has(Bug::SettleUnchecked) { now } else { w.slot };
+            let old = self.index.update_if_slot(key, slot, |flags| {
                 flags.with_dirty(false).with_spare(flags.spare() & !spare::WRITTEN)
             });
             if old.is_some_and(|flags| flags.dirty()) {
-                self.segs.count(self.map.segment_of(w.slot), 0, -1);
+                self.segs.count(self.map.segment_of(slot), 0, -1);
                 self.dirty = self.dirty.saturating_sub(1);
                 self.stats.destaged += 1;
                 if let Some(vol) = self.vols.get_mut(w.place) {

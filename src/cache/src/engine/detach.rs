@@ -7,6 +7,7 @@ use super::Engine;
 use super::mode::ControlError;
 use super::types::{Aim, Event};
 use super::volume::Volume;
+use crate::plant::Bug;
 use crate::ranges::RangeMap;
 use forebay_io::{Buf, Instant, VolumeId};
 
@@ -98,7 +99,7 @@ impl<B: Buf> Engine<B> {
         if !vol.detaching
             || vol.requests > 0
             || vol.backing_ops > 0
-            || !vol.settled()
+            || !(vol.settled() || self.plant.has(Bug::DetachDirty))
             || !self.destage.resting()
         {
             return;
@@ -113,6 +114,10 @@ impl<B: Buf> Engine<B> {
             return;
         }
         match self.detached.iter().position(|(at, _)| *at == place) {
+            None if self.plant.has(Bug::DetachWarm) => {
+                let ticket = self.supers.change();
+                self.detached.push((place, ticket));
+            }
             None => {
                 let ticket = self.forget(place);
                 self.detached.push((place, ticket));

@@ -6,6 +6,7 @@ use super::request::Stage;
 use super::slab::Handle;
 use super::types::{BLOCK, Event, OnFailure};
 use super::{Cx, Engine};
+use crate::plant::Bug;
 use forebay_io::{
     BlockError, Buf, BufPool, Completion, DeviceError, Duration, Instant, Lsn, Op, Outcome, Tag,
     VolumeId,
@@ -157,7 +158,9 @@ impl<B: Buf> Engine<B> {
     /// The data of a request went down with the cache device before it was acknowledged: the host
     /// tries again, and its data goes to the backing device then.
     pub(super) fn refuse(&mut self, h: Handle) {
-        self.finish(h, Outcome::Failed(BlockError::NotReady));
+        let acked = self.plant.has(Bug::FailedAcks);
+        let refused = Outcome::Failed(BlockError::NotReady);
+        self.finish(h, if acked { Outcome::Done } else { refused });
     }
 
     /// The node has noted durably that this cache failed and must not be trusted after a restart

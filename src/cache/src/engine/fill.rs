@@ -258,7 +258,7 @@ impl<B: Buf> Engine<B> {
             && vol.caching
             && vol.ranges.get(block).is_none()
             && self.replaceable(key)
-            && self.hold.is_free(&claim)
+            && (self.hold.is_free(&claim) || self.plant.has(Bug::FillWhileWriting))
             && !self.placed_fills(fill.place, block, 1, false)
     }
 
@@ -270,7 +270,7 @@ impl<B: Buf> Engine<B> {
 
     /// Whether the index has nothing of a block, or only a clean copy that cannot be read.
     fn replaceable(&self, key: Key) -> bool {
-        self.index.get(key).is_none() || self.dropped(key)
+        self.index.get(key).is_none() || self.dropped(key) || self.plant.has(Bug::ReplaceAny)
     }
 
     fn fill_append<P: BufPool<Buf = B>>(

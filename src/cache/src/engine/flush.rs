@@ -37,7 +37,8 @@ impl<B: Buf> Engine<B> {
         if !self.volatile {
             return 0;
         }
-        let ticket = self.flush.started + 1;
+        let early = self.plant.has(Bug::FlushUnderWay) && self.flush.under_way;
+        let ticket = self.flush.started + u64::from(!early);
         self.flush.wanted = self.flush.wanted.max(ticket);
         ticket
     }
@@ -145,7 +146,9 @@ impl<B: Buf> Engine<B> {
             order.flushed();
         }
         // What an earlier flush covers is durable only when that one ends.
-        if (vol.unflushed || vol.flushing > 0) && vol.backing.volatile_write_cache {
+        let awaited = vol.flushing > 0 && !self.plant.has(Bug::FlushNotAwaited);
+        let wanted = (vol.unflushed || awaited) && !self.plant.has(Bug::NoBackingFlush);
+        if wanted && vol.backing.volatile_write_cache {
             vol.unflushed = false;
             vol.flushing += 1;
             self.backing_op(cx.now, place, What::HostFlush { req: h }, Op::flush(0));

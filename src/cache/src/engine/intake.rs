@@ -5,7 +5,6 @@ use super::slab::Handle;
 use super::stats::BlockCounts;
 use super::types::{BLOCK, Event};
 use super::{Cx, Engine};
-use crate::plant::Bug;
 use forebay_io::{BlockError, Buf, BufPool, Instant, Outcome, Payload, Piece, Request, RequestOp};
 
 impl<B: Buf> Engine<B> {
@@ -167,9 +166,6 @@ impl<B: Buf> Engine<B> {
             }
             req.stage = Stage::Edges;
             // Its own part is done: others may wait for these blocks whom the edges wait for.
-            if self.plant.has(Bug::EdgesWait) {
-                return;
-            }
             let (claim, backing, doubt) = (req.claim.take(), req.backing.take(), req.doubt);
             if let Some(id) = claim {
                 self.release_hold(id);

@@ -292,7 +292,9 @@ impl<B: Buf> Engine<B> {
             return;
         };
         batch.buf = buf;
-        if let Err(error) = result {
+        if let Err(error) = result
+            && !self.plant.has(Bug::LogErrorIgnored)
+        {
             batch.tries += 1;
             batch.sent = Sent::No;
             let last = batch.tries >= TRIES_MAX;

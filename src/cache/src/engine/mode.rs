@@ -11,6 +11,7 @@ use super::types::{Aim, BLOCK, CacheMode, Event, VolumeSpec};
 use super::volume::{Health, Volume};
 use super::{Cx, Engine};
 use crate::format::superblock::{VolumeEntry, volume_key};
+use crate::plant::Bug;
 use crate::ranges::RangeMap;
 use crate::sequential::Sequential;
 use core::fmt;
@@ -261,7 +262,7 @@ impl<B: Buf> Engine<B> {
         let clean = dirty == 0 && ranges.is_empty();
         // What is dirty must be destaged before the log may be bypassed.
         let bypasses = matches!(spec.mode, CacheMode::PassThrough | CacheMode::WriteAround);
-        let left = bypasses && !clean;
+        let left = bypasses && !clean && !self.plant.has(Bug::AttachDirty);
         let cold = spec.mode == CacheMode::PassThrough && found.is_some_and(|found| found.live > 0);
         let switching = left || cold;
         Volume {
@@ -450,7 +451,10 @@ impl<B: Buf> Engine<B> {
                 Some((Switch::Settling, CacheMode::WriteAround))
             }
             Switch::Settling
-                if vol.clean() && vol.journaling == 0 && target == CacheMode::PassThrough =>
+                if vol.clean()
+                    && vol.journaling == 0
+                    && target == CacheMode::PassThrough
+                    && !self.plant.has(Bug::NoForget) =>
             {
                 let ticket = self.forget(place);
                 Some((Switch::Forgetting(ticket), CacheMode::WriteAround))
@@ -484,7 +488,7 @@ impl<B: Buf> Engine<B> {
         let forgets =
             matches!(vol.switch, Switch::Forgetting(ticket) if !self.supers.passed(ticket));
         // A cache that failed never gets there, and is refused at the next start.
-        forgets && self.cache_failed.is_none()
+        forgets && self.cache_failed.is_none() && !self.plant.has(Bug::ForgetNotDurable)
     }
 
     /// Makes all records of a clean volume dead: a new generation, and a new index so that what the

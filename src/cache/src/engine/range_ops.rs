@@ -5,6 +5,7 @@ use super::slab::Handle;
 use super::types::BLOCK;
 use super::{Cx, Engine};
 use crate::format::record::Kind;
+use crate::plant::Bug;
 use crate::ranges::{Range, RangeKind};
 use forebay_io::{Buf, BufPool, Lsn, Outcome, Payload, RequestOp};
 
@@ -32,7 +33,8 @@ impl<B: Buf> Engine<B> {
                 self.finish(h, Outcome::Done);
                 return;
             }
-            self.narrow(h, inner);
+            let whole = (offset / BLOCK * BLOCK, end.next_multiple_of(BLOCK));
+            self.narrow(h, if self.plant.has(Bug::DiscardWhole) { whole } else { inner });
         } else if Self::zeroes_as_data(req.blocks().1) || inner.0 >= inner.1 {
             self.zeroes_as_write(cx, h);
             return;
@@ -114,7 +116,9 @@ impl<B: Buf> Engine<B> {
         blocks: u64,
         lsn: Lsn,
     ) {
-        self.forget_range(place, first, blocks);
+        if !self.plant.has(Bug::ZeroesKeepIndex) {
+            self.forget_range(place, first, blocks);
+        }
         let Some(vol) = self.vols.get_mut(place) else { return };
         let kind = match kind {
             Kind::Zeroes => RangeKind::Zeroes,

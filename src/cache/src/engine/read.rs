@@ -145,9 +145,11 @@ impl<B: Buf> Engine<B> {
         }
         let Some(entry) = self.index.get_touch(key) else { return Found::Miss };
         if self.cache_failed.is_some() {
-            return if entry.flags.dirty() { Found::Lost } else { Found::Miss };
+            let lost = entry.flags.dirty() && !self.plant.has(Bug::FailedServesOld);
+            return if lost { Found::Lost } else { Found::Miss };
         }
         match (entry.flags.spare() & spare::BAD != 0, entry.flags.dirty()) {
+            (true, true) if self.plant.has(Bug::LostIsZero) => Found::Zero,
             (true, true) => Found::Lost,
             (true, false) => Found::Miss,
             (false, _) => Found::Slot(entry.slot),
@@ -227,7 +229,8 @@ impl<B: Buf> Engine<B> {
             if blocks == 1
                 && let Some(key) = self.vols.key(volume, block)
                 && self.tier.capacity() > 0
-                && self.index.get(key).is_some_and(|entry| entry.slot == slot)
+                && (self.plant.has(Bug::TierLate)
+                    || self.index.get(key).is_some_and(|entry| entry.slot == slot))
             {
                 self.tier.insert(key, buf.clone(), 0);
             }
@@ -261,7 +264,11 @@ impl<B: Buf> Engine<B> {
             Some(entry) if entry.slot != slot => {
                 self.read_run(cx, req, volume, Run { slot: Some(entry.slot), ..again });
             }
-            Some(entry) if entry.flags.dirty() && entry.flags.spare() & spare::WRITTEN == 0 => {
+            Some(entry)
+                if entry.flags.dirty()
+                    && entry.flags.spare() & spare::WRITTEN == 0
+                    && !self.plant.has(Bug::BadDirtyIsMiss) =>
+            {
                 if tries.unwrap_or(TRIES_MAX) < TRIES_MAX && self.cache_failed.is_none() {
                     self.read_run(cx, req, volume, Run { slot: Some(slot), ..again });
                 } else {

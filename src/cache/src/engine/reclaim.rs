@@ -154,7 +154,9 @@ impl<B: Buf> Engine<B> {
         let (seal, dirty, skip, kept) = (s.seal, s.dirty, s.skip_until, s.kept);
         // Every segment opened before this one's seal needs its footer first.
         let young = self.segs.young();
-        if young.iter().any(|other| self.segs.get(*other).is_some_and(|s| s.seq < seal)) {
+        let passes = self.plant.has(Bug::ReclaimPassesYoung);
+        if young.iter().any(|other| self.segs.get(*other).is_some_and(|s| s.seq < seal)) && !passes
+        {
             self.end_before(seal);
             return;
         }
@@ -370,8 +372,9 @@ impl<B: Buf> Engine<B> {
         };
         let data = done.buf.as_ref().filter(|_| done.result.is_ok()).map(Buf::as_slice);
         let data = data.and_then(|data| data.get(..BLOCK_LEN));
-        let good =
-            data.is_some_and(|data| block_crc(key, block, keep.record.lsn.0, data) == keep.crc);
+        let good = data
+            .is_some_and(|data| block_crc(key, block, keep.record.lsn.0, data) == keep.crc)
+            || (self.plant.has(Bug::NoCrcOnReclaim) && data.is_some());
         let most = if keep.dirty && done.result.is_err() { UNREADABLE_MAX } else { 2 };
         let good = good && !keep.unknown;
         if !good && keep.tries < most {
@@ -403,7 +406,7 @@ impl<B: Buf> Engine<B> {
             ..keep.record
         };
         // Bad dirty data must stay bad: with another seed its CRC never matches.
-        let seed = if good { key } else { !key };
+        let seed = if good || self.plant.has(Bug::MovedLossIsGood) { key } else { !key };
         let zeroes = [0u8; BLOCK_LEN];
         let data = data.unwrap_or(&zeroes);
         if self.room(cx, LogStream::Reinsert, 0).is_none() {

@@ -18,6 +18,7 @@ use super::{Cx, Engine};
 use crate::format::footer::FooterView;
 use crate::format::segment_log::SegmentLog;
 use crate::index::Entry;
+use crate::plant::Bug;
 use forebay_io::crc::block_crc;
 use forebay_io::{Buf, BufPool, Completion, Duration, Instant, Op, VolumeId};
 
@@ -548,6 +549,12 @@ impl<B: Buf> Engine<B> {
                 self.scrub.refetch.push(check.block);
             }
             self.scrub_count(|report| report.repaired += 1);
+        } else if self.plant.has(Bug::ScrubDropsDirty) {
+            if let Some(key) = self.vols.key(place, check.block)
+                && let Some(old) = self.index.remove(key)
+            {
+                self.uncount(place, old);
+            }
         } else if readable && !written {
             self.block_lost(place, check.block, check.slot);
             self.scrub_count(|report| report.damaged += 1);

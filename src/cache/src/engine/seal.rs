@@ -82,12 +82,14 @@ impl<B: Buf> Engine<B> {
             let name = self.segment_name(seg)?;
             let log = self.segs.get(seg)?.log.as_ref()?;
             let (index, map) = (&self.index, &self.map);
+            let dead = if self.plant.has(Bug::FooterKeepsDead) { Keep::Clean } else { Keep::Dead };
             build_footer(buf.as_mut_slice()?, log, &name, seal, |record, at| {
                 let first = map.slot(seg, record.slot);
                 match fate(index, record, first, at) {
                     // Its batch is being destaged and reads it from here.
                     Keep::Dead if self.order_keeps_record(record, first + at) => Keep::Dirty,
-                    fate => fate,
+                    Keep::Dead => dead,
+                    kept => kept,
                 }
             })
         })();

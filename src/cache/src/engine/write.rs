@@ -85,7 +85,10 @@ impl<B: Buf> Engine<B> {
         let inline = if keep { None } else { inline };
         if !claimed {
             // What reaches the backing device in another order than the log must not overlap.
-            let exclusive = bypass || through || edges || compare;
+            let exclusive = bypass
+                || (through && !self.plant.has(Bug::ThroughShares))
+                || (edges && !self.plant.has(Bug::EdgesShare))
+                || (compare && !self.plant.has(Bug::CompareShares));
             if let Some(req) = self.reqs.get_mut(h) {
                 (req.bypass, req.through) = (bypass, through);
                 let direct = bypass || through;
@@ -464,7 +467,12 @@ impl<B: Buf> Engine<B> {
             if next > up_to.0.min(vol.persisted) {
                 break;
             }
-            let Some(pending) = vol.pending.pop_front() else { break };
+            let pending = if self.plant.has(Bug::CommitBackwards) {
+                vol.pending.pop_back()
+            } else {
+                vol.pending.pop_front()
+            };
+            let Some(pending) = pending else { break };
             vol.committed = next;
             if let Some(order) = vol.order.as_mut() {
                 order.committed(now, if pending.kind == Kind::Write { pending.blocks } else { 1 });
@@ -545,7 +553,7 @@ impl<B: Buf> Engine<B> {
         if req.bypass {
             // Its invalidation is committed; once it is durable the write itself may go.
             req.invalidated = true;
-            if self.volatile {
+            if self.volatile && !self.plant.has(Bug::BypassUnflushed) {
                 self.flush_wait(cx.now, h);
             } else {
                 self.bypass_go(cx, h);

@@ -9,6 +9,7 @@ use crate::format::geometry::{Geometry, Numbers};
 use crate::format::record::{Kind, Record};
 use crate::format::superblock::Superblock;
 use crate::index::{Entry, Flags, Index, IndexError, Key};
+use crate::plant::{Bug, Plant};
 use crate::ranges::{Range, RangeKind, RangeMap};
 use forebay_io::{Epoch, Lsn};
 use std::collections::BTreeMap;
@@ -64,6 +65,7 @@ pub(super) struct Replay {
     geometry: Geometry,
     incarnation: u64,
     large: bool,
+    pub(super) plant: Plant,
 }
 
 impl Replay {
@@ -105,6 +107,7 @@ impl Replay {
             geometry,
             incarnation: u64::from(superblock.incarnation),
             large: false,
+            plant: Plant::default(),
         }
     }
 
@@ -180,7 +183,9 @@ impl Replay {
                 return false;
             }
         }
-        volume.out.last = volume.out.last.max(record.lsn);
+        if record.kind != Kind::Commit || !self.plant.has(Bug::CommitMarkIgnored) {
+            volume.out.last = volume.out.last.max(record.lsn);
+        }
         volume.out.epoch = volume.out.epoch.max(record.epoch);
         true
     }
@@ -198,7 +203,7 @@ impl Replay {
             return Ok(());
         }
         let Some(volume) = self.volumes.get_mut(at) else { return Ok(()) };
-        if !volume.zeroes.is_empty() {
+        if !volume.zeroes.is_empty() && !self.plant.has(Bug::ReplayNoPunch) {
             // A range with a higher LSN stays, and the block is dead (see below).
             let _ = volume.zeroes.punch(record.block, u64::from(record.blocks), record.lsn.next());
         }
@@ -303,6 +308,9 @@ impl Replay {
             let Some(name) = Key::new(record.volume, block) else { continue };
             self.kills.note(name, record.lsn);
             let Some(entry) = self.index.get(name) else { continue };
+            if self.plant.has(Bug::ReplayNoKill) {
+                continue;
+            }
             if self.lsn_of(entry.slot) < record.lsn.0 {
                 self.index.remove(name);
                 self.count(at, entry, false);
@@ -313,6 +321,9 @@ impl Replay {
     }
 
     fn trim(&mut self, record: &Record, at: usize) {
+        if self.plant.has(Bug::TrimMarkIgnored) {
+            return;
+        }
         let Some(volume) = self.volumes.get_mut(at) else { return };
         if !volume.zeroes.is_empty() {
             let _ = volume.zeroes.punch(record.block, u64::from(record.blocks), record.lsn.next());
@@ -325,7 +336,8 @@ impl Replay {
         for block in record.block..record.block + u64::from(record.blocks) {
             let Some(name) = Key::new(record.volume, block) else { continue };
             let Some(entry) = self.index.get(name) else { continue };
-            if entry.flags.dirty() && self.lsn_of(entry.slot) <= record.lsn.0 {
+            let covered = self.lsn_of(entry.slot) <= record.lsn.0;
+            if entry.flags.dirty() && (covered || self.plant.has(Bug::TrimCoversNewer)) {
                 self.clean(at, name, entry);
             }
         }

@@ -5,6 +5,7 @@ use crate::format::batch::{BatchView, SegmentName, bad_blocks};
 use crate::format::geometry::Geometry;
 use crate::format::record::Record;
 use crate::format::segment_log::SegmentLog;
+use crate::plant::{Bug, Plant};
 use core::ops::Range;
 
 /// Blocks of a record whose data do not match their CRCs.
@@ -122,7 +123,7 @@ impl Scan {
     /// The batches up to the first that is torn or missing. One that is damaged although it was
     /// durable once does not end the log: `durable_below` of any later header of the stream
     /// proves that.
-    pub(super) fn accept(mut self, durable_below: u64) -> Accepted {
+    pub(super) fn accept(mut self, durable_below: u64, plant: Plant) -> Accepted {
         let mut accepted = 0;
         let mut all = Vec::new();
         let mut damaged_batches = 0;
@@ -130,9 +131,9 @@ impl Scan {
             let sure = candidate.number <= self.sure;
             let before_was_durable = sure || durable_below >= candidate.number;
             let was_durable = sure || durable_below > candidate.number;
-            if (candidate.after_hole && !before_was_durable)
-                || (!candidate.damage.is_empty() && !was_durable)
-            {
+            let torn = (candidate.after_hole && !before_was_durable)
+                || (!candidate.damage.is_empty() && !was_durable);
+            if torn && !plant.has(Bug::PastTear) {
                 break;
             }
             accepted += 1;

@@ -5,6 +5,7 @@ use super::{Ask, MAX_JOBS, Phase, Recovery, RecoveryError, SegmentState, name};
 use crate::format::BLOCK;
 use crate::format::device::DeviceHeader;
 use crate::format::footer::{Keep, build_footer, set_recovered};
+use crate::plant::Bug;
 use forebay_io::DeviceError;
 use std::collections::VecDeque;
 
@@ -114,6 +115,9 @@ impl Recovery {
         info.state = SegmentState::Sealed;
         info.seal = seal;
         self.replay.stats.sealed += 1;
+        if self.plant.has(Bug::NoSettledFooter) {
+            return;
+        }
         let offset = offset + u64::from(geometry.footer_slot()) * BLOCK as u64;
         self.transfer.write(name(Ask::Settle, segment, 0), offset, bytes);
     }
@@ -123,7 +127,7 @@ impl Recovery {
         let superblock = &mut self.superblock;
         superblock.generation += 1;
         if first {
-            superblock.incarnation += 1;
+            superblock.incarnation += u32::from(!self.plant.has(Bug::SameIncarnation));
             superblock.clean_stop = false;
             for entry in &mut superblock.volumes {
                 if let Some((last, epoch)) = self.replay.last(entry.index) {

@@ -292,7 +292,7 @@ impl Sources {
             Load::Ready(log) => log,
             Load::Scanned(scan) => {
                 let below = self.durable_below.get(stream(&entry.name)).copied().unwrap_or(0);
-                let mut accepted = scan.accept(below);
+                let mut accepted = scan.accept(below, replay.plant);
                 for damage in &accepted.damage {
                     if damage.record.dirty() {
                         let from = damage.record.block + u64::from(damage.blocks.start);

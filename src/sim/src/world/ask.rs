@@ -5,6 +5,7 @@ use crate::buffer::SimBuf;
 use crate::config::id_of;
 use crate::history::{Host, Span};
 use crate::oracle::content;
+use crate::script::RICHER_FROM;
 use forebay_io::{BlockError, Instant, Lba, Outcome, Piece, Request, RequestOp, Tag};
 use forebay_node::route::{Cargo, Message};
 
@@ -31,6 +32,10 @@ pub(super) struct Asked {
     pub(super) ask: Ask,
     pub(super) write: u64,
     pub(super) start: u64,
+    /// When, in virtual time.
+    pub(super) since: u64,
+    /// What a compare-and-write must find.
+    pub(super) want: Vec<u8>,
     /// A compare that must succeed, or must fail.
     pub(super) expect: Option<bool>,
 }
@@ -94,13 +99,17 @@ impl World {
                 ask.op, ask.volume, ask.offset, ask.len
             )
         });
-        self.asked.insert(tag, Asked { ask, write, start, expect });
+        self.drained[ask.volume] &= !ask.changes();
+        let since = self.now;
+        let want = if ask.op == RequestOp::CompareAndWrite { want } else { Vec::new() };
+        self.asked.insert(tag, Asked { ask, write, start, since, want, expect });
         let message = Message::Forward { from: FRONT, request, cargo };
-        if self.config.mail == 0 {
+        let richer = self.config.seed >= RICHER_FROM;
+        if self.config.mail == 0 && !(richer && self.rng.one_in(2)) {
             self.shard.handle_message(message, Instant(self.now));
             self.pump();
         } else {
-            let at = self.now + self.rng.below(self.config.mail);
+            let at = self.now + self.rng.below(self.config.mail.max(1));
             self.mail.push((at, message, tag));
         }
         tag
@@ -119,6 +128,15 @@ impl World {
                 && o.ask.offset < end
                 && ask.offset < o.ask.offset + o.ask.len
         });
+        // Two that want the same at once: one of them must fail.
+        let rival = self.asked.values().find(|o| {
+            let swap = RequestOp::CompareAndWrite;
+            (o.ask.volume, o.ask.span()) == (ask.volume, ask.span())
+                && (o.ask.op, ask.op) == (swap, swap)
+        });
+        if let Some(rival) = rival {
+            return (rival.want.clone(), None);
+        }
         let known = self.oracles[ask.volume].known(ask.offset, ask.len);
         let expect = (known.is_some() && !busy).then_some(!ask.spoil);
         let mut data = known.unwrap_or_else(|| vec![0; usize::try_from(ask.len).unwrap_or(0)]);
@@ -128,7 +146,8 @@ impl World {
         }
         // A later overlapping change may overtake a message, and a compare that writes nothing
         // holds nobody up.
-        let sure = self.config.mail == 0 && ask.op == RequestOp::CompareAndWrite;
+        let direct = self.config.mail == 0 && self.config.seed < RICHER_FROM;
+        let sure = direct && ask.op == RequestOp::CompareAndWrite;
         (data, expect.filter(|_| sure))
     }
 
@@ -191,6 +210,7 @@ impl World {
                 if asked.expect == Some(false) {
                     self.fail(format!("a compare that must fail succeeded: {asked:?}"));
                 }
+                self.check_replaced(asked);
                 self.times[usize::try_from(asked.write).unwrap_or(0)].1 = tick;
                 self.tell(Host::Ended {
                     volume: ask.volume,

@@ -1,5 +1,6 @@
 //! The checkers: bounds, the order on the backing devices, what is where and what is read.
 
+use super::ask::Asked;
 use super::{Ask, FRONT, World};
 use crate::config::id_of;
 use crate::oracle::{Oracle, Seen, recognise};
@@ -7,9 +8,17 @@ use forebay_cache::engine::CopyAt;
 use forebay_io::{Instant, Lba, Outcome, Request, RequestOp, Tag};
 use forebay_node::route::{Cargo, Message};
 
+/// Longest time of a request after the last fault, in nanoseconds: many times what any wait of the
+/// engine for a slow device, a retry or a flush takes.
+const ALIVE_MAX: u64 = 60_000_000_000;
+
 impl World {
     /// A page of a backing device changed: no sector of it may have gone back to an older write.
     pub(super) fn judge_order(&mut self, n: usize, page: u64, before: &crate::medium::Medium) {
+        if self.oracles[n].is_relaxed() {
+            // A cache device that lies may bring back what it had acknowledged newer data over.
+            return;
+        }
         let from = page * 4096;
         let len = 4096.min(before.size() - from);
         let (old, new) = (before.bytes(from, len), self.backing[n].bytes.bytes(from, len));
@@ -36,6 +45,45 @@ impl World {
         let lsn = |write| self.versions.get(&(place, write));
         !self.oracles.iter().any(Oracle::is_relaxed)
             && lsn(old).zip(lsn(new)).is_some_and(|(old, new)| new < old)
+    }
+
+    /// A compare-and-write replaced what it had found: no other one can have found it, too.
+    pub(super) fn check_replaced(&mut self, asked: &Asked) {
+        let volume = asked.ask.volume;
+        for (place, sector) in (asked.ask.offset / 512..).zip(asked.want.chunks(512)) {
+            if let Seen::Write(write) = recognise(place, sector)
+                && !self.replaced.insert((volume, place, write))
+            {
+                self.fail(format!(
+                    "two compare-and-writes replaced write {write} in sector {place} of volume {volume}"
+                ));
+            }
+        }
+    }
+
+    /// Without faults every request ends in bounded time.
+    pub(super) fn check_alive(&mut self) {
+        let cache = !self.cache_failed && self.cache.faults.any();
+        if cache || self.backing.iter().any(|disk| disk.faults.any()) {
+            self.faulty = self.now;
+        }
+        let oldest = self.asked.first_key_value().map(|(_, asked)| asked.since.max(self.faulty));
+        if oldest.is_some_and(|since| self.now > since + ALIVE_MAX) && !self.over {
+            self.stuck("a request is under way for ever");
+        }
+    }
+
+    /// What was clean before a stop or a crash that loses nothing is clean after it.
+    pub(super) fn check_drained(&mut self, volume: usize) {
+        if !self.drained[volume] || self.tolerance.lost || self.violation.is_some() || self.over {
+            return;
+        }
+        let dirty = self.engine().volume_stats(id_of(volume)).map_or(0, |stats| stats.dirty_bytes);
+        if dirty > 0 {
+            self.fail(format!(
+                "volume {volume} was drained, and {dirty} bytes of it are dirty again"
+            ));
+        }
     }
 
     /// Bounds that hold at every moment.

@@ -1,9 +1,11 @@
 //! One poll of the world: time goes on, devices and messages arrive, actions are carried out.
 
 use super::World;
+use super::ask::Asked;
 use crate::buffer::SimBuf;
 use crate::config::id_of;
 use crate::oracle::{Seen, recognise};
+use crate::script::RICHER_FROM;
 use forebay_cache::engine::{Action, Event, Source};
 use forebay_cache::format::batch::BatchView;
 use forebay_cache::format::record::Kind;
@@ -22,12 +24,10 @@ impl World {
         // A poll costs at least two microseconds, and several things may happen in one.
         self.now = next.max(self.now + 2_000) + self.rng.below(3) * 3_000;
         let now = Instant(self.now);
-        while let Some(at) = self.mail.iter().position(|mail| mail.0 <= self.now) {
-            // Those that are due arrive in any order.
-            let (_, message, tag) = self.mail.swap_remove(at);
-            self.line(|| format!("mail   {tag} arrives"));
-            self.shard.handle_message(message, now);
-            self.pump();
+        // Requests come before what the devices have done, or after it.
+        let late = self.config.seed >= RICHER_FROM && self.rng.one_in(2);
+        if !late {
+            self.take_mail();
         }
         while let Some(done) = self.cache.take_ready(self.now) {
             self.note_done("cache", done.token, done.result.err().map(|e| e.to_string()));
@@ -41,6 +41,9 @@ impl World {
                 self.pump();
             }
         }
+        if late {
+            self.take_mail();
+        }
         if self.shard.next_deadline() <= now {
             self.shard.handle_timeout(now);
             self.pump();
@@ -48,6 +51,17 @@ impl World {
         self.shard.end_of_poll(now);
         self.pump();
         self.check_bounds();
+        self.check_alive();
+    }
+
+    /// Takes the messages that are due, in any order.
+    fn take_mail(&mut self) {
+        while let Some(at) = self.mail.iter().position(|mail| mail.0 <= self.now) {
+            let (_, message, tag) = self.mail.swap_remove(at);
+            self.line(|| format!("mail   {tag} arrives"));
+            self.shard.handle_message(message, Instant(self.now));
+            self.pump();
+        }
     }
 
     pub(super) fn note_done(&mut self, device: &str, token: u64, error: Option<String>) {
@@ -57,6 +71,9 @@ impl World {
 
     /// The next completion of a backing device, whose order of versions is judged.
     pub(super) fn take_backing(&mut self, n: usize) -> Option<forebay_io::Completion<SimBuf>> {
+        if self.backing[n].next_ready() > self.now {
+            return None;
+        }
         let before = self.backing[n].bytes.clone();
         let done = self.backing[n].take_ready(self.now);
         let changed = self.backing[n].bytes.changed(&before);
@@ -161,6 +178,11 @@ impl World {
                     }
                     Event::DamageLeft { .. } if !self.tolerance.lost => {
                         self.fail(format!("{event:?}, and nothing was damaged"));
+                    }
+                    Event::Drained { volume } => {
+                        let n = Self::volume_of(*volume);
+                        let changes = |a: &Asked| a.ask.volume == n && a.ask.changes();
+                        self.drained[n] = !self.asked.values().any(changes);
                     }
                     _ => {}
                 }

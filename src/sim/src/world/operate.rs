@@ -4,6 +4,8 @@ use super::ask::Asked;
 use super::{Ask, OPEN, World};
 use crate::config::id_of;
 use crate::device::Device;
+use crate::history::Host;
+use crate::oracle::content;
 use forebay_cache::engine::{Aim, CacheMode, Event};
 use forebay_io::Instant;
 
@@ -130,6 +132,43 @@ impl World {
         self.mail.clear();
         self.events.clear();
         self.start();
+        (0..self.backing.len()).for_each(|volume| self.check_drained(volume));
+    }
+
+    /// A volume leaves the cache, somebody else writes its backing device, and it comes back.
+    pub fn reattach(&mut self, volume: usize) {
+        self.quiesce();
+        if self.violation.is_some() || self.cache_failed || self.over {
+            return;
+        }
+        self.line(|| format!("detach vol{volume}"));
+        if self.engine().detach(id_of(volume)).is_err() {
+            return;
+        }
+        self.wait_for(|event| *event == Event::Detached { volume: id_of(volume) });
+        if self.violation.is_some() || self.over {
+            return;
+        }
+        self.shard.unserve(id_of(volume));
+        self.backing[volume].settle();
+        let units = self.config.volumes[volume].size / 512;
+        let (from, write) = (self.rng.below(units), self.times.len() as u64);
+        let at = (from * 512, (1 + self.rng.below(64)).min(units - from) * 512);
+        let start = self.ticked();
+        self.tell(Host::Started { volume, at, write, zero: false, certain: true, tick: start });
+        self.backing[volume].put(at.0, &content(write, at.0, at.1));
+        let tick = self.ticked();
+        self.times.push((start, tick));
+        self.tell(Host::Ended { volume, at, write, tick, horizon: start, fua: true });
+        self.line(|| format!("others vol{volume} {}+{} write {write}", at.0, at.1));
+        self.attach(volume);
+    }
+
+    /// Begins to scrub a volume, as fast as it goes.
+    pub fn scrub(&mut self, volume: usize) {
+        self.line(|| format!("scrub  vol{volume}"));
+        let _ = self.engine().scrub(id_of(volume), 1 << 30);
+        self.pump();
     }
 
     /// The process dies, or all loses power; then a new start, and everything is looked at.
@@ -151,8 +190,13 @@ impl World {
         self.mail.clear();
         self.events.clear();
         self.versions.clear();
+        self.replaced.clear();
+        if power && self.config.volatile {
+            self.drained.fill(false);
+        }
         self.now += 1_000_000;
         self.start();
+        (0..self.backing.len()).for_each(|volume| self.check_drained(volume));
         if self.violation.is_none() && !self.over {
             self.look_at_all(power);
         }

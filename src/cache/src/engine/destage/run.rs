@@ -38,7 +38,8 @@ impl<B: Buf> Engine<B> {
         }
         let Some(vol) = self.vols.get(head.place) else { return true };
         let most = RUN_MAX.min(u64::from(vol.backing.max_io) / BLOCK).max(1);
-        let trim = vol.committed;
+        let ahead = self.plant.has(Bug::TrimAhead);
+        let trim = if ahead { vol.next_lsn - 1 } else { vol.committed };
         let mut blocks = 1;
         while blocks < most
             && let Some(c) =
@@ -58,12 +59,17 @@ impl<B: Buf> Engine<B> {
             mode: Mode::Exclusive,
             token: u64::MAX,
         };
-        if !self.backing.is_free(&claim) {
+        let claims = !self.plant.has(Bug::DestageUnclaimed);
+        if claims && !self.backing.is_free(&claim) {
             self.destage.next += usize::try_from(blocks).unwrap_or(1);
             return true;
         }
         let Some(buf) = self.alloc(cx, blocks * BLOCK) else { return false };
-        let Verdict::Granted(id) = self.backing.claim(claim) else { return false };
+        let claim = match claims.then(|| self.backing.claim(claim)) {
+            Some(Verdict::Granted(id)) => Some(id),
+            Some(_) => return false,
+            None => None,
+        };
         let Some((h, run)) = self.destage.runs.take() else { return false };
         *run = Run {
             place: head.place,
@@ -75,7 +81,7 @@ impl<B: Buf> Engine<B> {
             reads: 0,
             tries: 0,
             failed: false,
-            claim: Some(id),
+            claim,
             trim,
             started: cx.now,
         };
