@@ -15,7 +15,7 @@ use forebay_wire::identify::{
     IDENTIFY_LEN, IdController, IdNamespace, NamespaceDescriptors, cns, oncs,
 };
 use forebay_wire::log;
-use forebay_wire::sqe::{GetLogPage, Identify, SetFeatures, admin};
+use forebay_wire::sqe::{Abort, GetLogPage, Identify, SetFeatures, admin};
 use forebay_wire::tcp::Digests;
 
 /// Bytes of a log page that are read to acknowledge an event.
@@ -118,16 +118,18 @@ enum Ask {
     Descriptors,
     NamespaceAgain,
     ClearLog,
+    Abort,
 }
 
 impl Ask {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Queues,
         Self::Events,
         Self::Namespace,
         Self::Descriptors,
         Self::NamespaceAgain,
         Self::ClearLog,
+        Self::Abort,
     ];
 
     const fn what(self) -> &'static str {
@@ -137,6 +139,7 @@ impl Ask {
             Self::Namespace | Self::NamespaceAgain => "Identify Namespace",
             Self::Descriptors => "Identify Namespace Descriptors",
             Self::ClearLog => "Get Log Page",
+            Self::Abort => "Abort",
         }
     }
 
@@ -285,6 +288,43 @@ impl<B: Buf> Controller<B> {
             self.next_queue = (at + 1) % self.io.len();
             self.io[at].as_mut().is_some_and(|qpair| qpair.submit_inline(token, sqe, data, now))
         })
+    }
+
+    /// Sends a fused pair (NVMe Base 2.0 §3.4.2): two commands, marked as first and second by the
+    /// caller, next to each other on a queue with room for both.
+    ///
+    /// # Errors
+    /// The commands themselves, as [`Controller::submit`].
+    pub fn submit_fused(
+        &mut self,
+        pair: [Command<B>; 2],
+        now: Instant,
+    ) -> Result<(), [Command<B>; 2]> {
+        let fits = |qpair: &Qpair<B>| {
+            qpair.is_open() && qpair.in_flight() + 2 <= usize::from(qpair.depth())
+        };
+        let queues = self.io.len();
+        let at = (self.next_queue..self.next_queue + queues)
+            .map(|at| at % queues)
+            .find(|at| self.ready && self.io[*at].as_ref().is_some_and(fits));
+        let Some((at, qpair)) = at.and_then(|at| Some((at, self.io[at].as_mut()?))) else {
+            return Err(pair);
+        };
+        self.next_queue = (at + 1) % queues;
+        // Neither can fail: the queue is open and has room for both.
+        let both = pair.map(|command| qpair.submit(command, now).is_ok());
+        debug_assert_eq!(both, [true, true]);
+        Ok(())
+    }
+
+    /// Asks the controller to abort an I/O command, by its token: at best that ends with Command Abort
+    /// Requested, in any case it ends as usual. Says whether the request could be sent.
+    pub fn abort(&mut self, token: u64, now: Instant) -> bool {
+        let found = (1u16..).zip(&self.io).find_map(|(sqid, qpair)| {
+            qpair.as_ref().and_then(|qpair| qpair.cid_of(token)).map(|cid| Abort { sqid, cid })
+        });
+        let Some(abort) = found.filter(|_| self.ready) else { return false };
+        self.ask(Ask::Abort, abort.encode(Sqe::new(admin::ABORT, 0, 0)), 0, now).is_ok()
     }
 
     /// The next I/O command that ended.
@@ -458,7 +498,7 @@ impl<B: Buf> Controller<B> {
         let (Some(ask), Some(cqe)) = (Ask::of(reply.token), reply.cqe) else { return Ok(()) };
         let good = cqe.status.is_success();
         // Without descriptors or events there is less to know, but I/O works.
-        let optional = matches!(ask, Ask::Events | Ask::Descriptors | Ask::ClearLog);
+        let optional = matches!(ask, Ask::Events | Ask::Descriptors | Ask::ClearLog | Ask::Abort);
         if !good && !optional {
             return Err(Error::Refused { what: ask.what(), status: cqe.status });
         }
@@ -500,7 +540,7 @@ impl<B: Buf> Controller<B> {
                 self.events.extend((1..=queues).map(ControllerEvent::Open));
                 Ok(())
             }
-            Ask::ClearLog => Ok(()),
+            Ask::ClearLog | Ask::Abort => Ok(()),
         }
     }
 

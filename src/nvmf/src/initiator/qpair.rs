@@ -171,6 +171,13 @@ impl<B: Buf> Qpair<B> {
         self.slots.len() - self.free.len()
     }
 
+    /// The identifier of a command in flight, by its token.
+    #[must_use]
+    pub fn cid_of(&self, token: u64) -> Option<u16> {
+        let at = self.slots.iter().position(|slot| slot.busy && slot.token == token)?;
+        u16::try_from(at).ok().map(|at| self.cid(at))
+    }
+
     /// The digests agreed on.
     #[must_use]
     pub const fn digests(&self) -> Digests {
