@@ -11,6 +11,7 @@
 //! | [`oracle`], [`history`] | what each sector may hold; what hosts asked and got |
 //! | [`images`], [`bounded`] | every moment of a history as the moment of a crash |
 //! | [`workload`], [`script`], [`run`] | seeded runs with faults |
+//! | [`node`] | a whole node: shards, hosts, NVMe/TCP bytes |
 //! | [`ordered`] | write-back-ordered with the cache lost |
 //! | [`minimise`] | shortens a failing history |
 //! | [`plants`] | rules removed on purpose, and whether that is noticed |
@@ -31,6 +32,7 @@ pub mod history;
 pub mod images;
 pub mod medium;
 pub mod minimise;
+pub mod node;
 pub mod oracle;
 pub mod ordered;
 pub mod plants;

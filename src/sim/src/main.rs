@@ -9,6 +9,7 @@
 
 use forebay_sim::images::Effort;
 use forebay_sim::minimise::{list, minimise, unlist};
+use forebay_sim::node;
 use forebay_sim::ordered;
 use forebay_sim::plants::Patience;
 use forebay_sim::run::{Options, run};
@@ -20,6 +21,9 @@ const HELP: &str = "\
 forebay-sim --seed N [--keep LIST] [--plant P]     replays one run bit for bit, with its timeline
 forebay-sim --minimise N [--plant P]               shortens a failing run
 forebay-sim seeds [--from N] [--count N]           runs seeds
+forebay-sim node [--from N] [--count N]            runs seeds of a whole node with hosts
+forebay-sim node --seed N [--keep LIST] [--plant P]
+                                                   replays one of them, with its timeline
 forebay-sim bounded|long [--from N] [--count N] [--step N] [--per-cut N] [--every N]
                                                    crash images of bounded or longer workloads
 forebay-sim bounded|long --from N --count 1 --cut C --image I --lines 1
@@ -79,6 +83,25 @@ fn main() -> ExitCode {
             let patience = Patience { seeds: number("seeds", 120), images: number("images", 120) };
             let (only, from) = (number("only", 0), number("from", 0));
             forebay_sim::plants::score(only, from, &patience)
+        }
+        "node" if named.contains_key("seed") => {
+            let keep = named.get("keep").map(|text| unlist(text));
+            let report = node::run::run(number("seed", 0), &Options { plant, lines: true, keep });
+            report.lines.iter().for_each(|line| println!("{line}"));
+            println!(
+                "node seed {} weather {:?} hash {:016x} {:?} {:?}: {}",
+                report.seed,
+                node::script::weather(report.seed),
+                report.hash,
+                report.counts,
+                report.injected,
+                report.violation.as_deref().unwrap_or("ok")
+            );
+            report.violation.is_none()
+        }
+        "node" => {
+            let seeds = Seeds { from: number("from", 0), count: number("count", 100), plant };
+            suite::node(&seeds).violations == 0
         }
         "" if named.contains_key("seed") => {
             let keep = named.get("keep").map(|text| unlist(text));

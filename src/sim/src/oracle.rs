@@ -71,6 +71,8 @@ struct Change {
     start: u64,
     /// It has happened by then; [`OPEN`] while that is not known.
     end: u64,
+    /// What begins after this comes after it in the order; [`OPEN`] where only `end` tells.
+    before: u64,
     /// It happens for certain once it is acknowledged (a deallocate may be ignored).
     certain: bool,
     /// A power loss does not undo it.
@@ -106,9 +108,9 @@ pub struct Oracle {
 
 /// Whether nothing can be seen of `c` by a read that begins at `start`.
 fn dead(all: &[Change], c: &Change, start: u64) -> bool {
-    c.gone < start
-        || c.end != OPEN
-            && all.iter().any(|o| o.certain && !o.hidden && o.start > c.end && o.end < start)
+    let end = c.end.min(c.before);
+    let over = |o: &Change| o.certain && !o.hidden && o.start > end && o.end < start;
+    c.gone < start || end != OPEN && all.iter().any(|o| over(o) && o.write != c.write)
 }
 
 impl Oracle {
@@ -120,6 +122,7 @@ impl Oracle {
             zero: true,
             start: 0,
             end: 0,
+            before: OPEN,
             certain: true,
             durable: true,
             hidden: false,
@@ -148,16 +151,9 @@ impl Oracle {
     /// A change begins.
     pub fn started(&mut self, at: (u64, u64), write: u64, zero: bool, certain: bool, tick: u64) {
         self.newest = self.newest.max(write);
-        let change = Change {
-            write,
-            zero,
-            start: tick,
-            end: OPEN,
-            certain,
-            durable: false,
-            hidden: false,
-            gone: OPEN,
-        };
+        let (start, end, before, gone) = (tick, OPEN, OPEN, OPEN);
+        let (durable, hidden) = (false, false);
+        let change = Change { write, zero, start, end, before, certain, durable, hidden, gone };
         for sector in &mut self.sectors[Self::range(at.0, at.1)] {
             sector.push(change);
         }
@@ -181,6 +177,43 @@ impl Oracle {
         for sector in &mut self.sectors[Self::range(at.0, at.1)] {
             sector.retain(|c| c.write != write);
         }
+    }
+
+    /// A change whose answer never came has ended by now, with or without effect: nothing of it
+    /// happens later.
+    pub fn gone(&mut self, at: (u64, u64), write: u64, tick: u64) {
+        for sector in &mut self.sectors[Self::range(at.0, at.1)] {
+            for c in sector.iter_mut().filter(|c| c.write == write && c.end == OPEN) {
+                (c.end, c.certain) = (tick, false);
+            }
+        }
+    }
+
+    /// A compare-and-write found `want` and wrote at once: what began after the content that it found
+    /// had ended is not between the two, and so comes after the write.
+    pub fn swapped(&mut self, at: (u64, u64), write: u64, want: &[u8]) {
+        for (place, bytes) in Self::range(at.0, at.1).zip(want.chunks(LEN)) {
+            let Seen::Write(found) = recognise(place as u64, bytes) else { continue };
+            let sector = &mut self.sectors[place];
+            let mut same = sector.iter().filter(|c| c.write == found && !c.zero);
+            let (Some(end), None) = (same.next().map(|c| c.end), same.next()) else { continue };
+            for c in sector.iter_mut().filter(|c| c.write == write) {
+                c.before = end;
+            }
+        }
+    }
+
+    /// What a range may hold: of each sector the change that began last.
+    #[must_use]
+    pub fn guess(&self, offset: u64, len: u64) -> Vec<u8> {
+        let mut data = vec![0; usize::try_from(len).unwrap_or(0)];
+        for (at, out) in Self::range(offset, len).zip(data.chunks_mut(LEN)) {
+            let all = self.sectors[at].iter().filter(|c| !c.hidden && c.end != OPEN);
+            if let Some(c) = all.max_by_key(|c| c.start).filter(|c| !c.zero) {
+                fill(c.write, at as u64, out);
+            }
+        }
+        data
     }
 
     /// A host's Flush that began at `start` ended.
@@ -384,6 +417,31 @@ mod tests {
         assert!(o.read(0, &[0; 512], 7, 8).is_err());
         assert!(o.read(0, &content(2, 512, 512), 7, 8).is_err(), "misplaced");
         assert!(o.read(0, &sector(3), 7, 8).is_err(), "never written");
+    }
+
+    #[test]
+    fn a_lost_write_is_not_seen_after_one_that_began_when_it_was_over() {
+        let mut o = two_writes();
+        o.gone(ALL, 2, 4);
+        assert!(o.judge(0, &sector(1), 5).is_ok() && o.judge(0, &sector(2), 5).is_ok());
+        o.started(ALL, 3, false, true, 6);
+        o.ended(ALL, 3, 7, 7, false);
+        assert!(o.judge(0, &sector(2), 8).is_err());
+        assert!(o.judge(0, &sector(3), 8).is_ok());
+    }
+
+    #[test]
+    fn nothing_comes_between_a_compare_and_its_write() {
+        let mut o = two_writes();
+        // While 2, a compare-and-write that found 1, is under way, 3 begins and ends.
+        o.started(ALL, 3, false, true, 4);
+        o.ended(ALL, 3, 5, 3, false);
+        assert!(o.judge(0, &sector(2), 6).is_ok(), "not known to be a swap");
+        o.read(0, &sector(1), 3, 6).unwrap();
+        o.swapped(ALL, 2, &sector(1));
+        o.ended(ALL, 2, 6, 6, false);
+        assert!(o.judge(0, &sector(2), 7).is_err(), "3 began after 1 was written: it is over 2");
+        assert!(o.judge(0, &sector(3), 7).is_ok());
     }
 
     #[test]

@@ -120,7 +120,7 @@ fn more(weather: Weather, config: &Config, rng: &mut Rng) -> Option<Fault> {
 /// as it is: the regression tests name some of them.
 pub const RICHER_FROM: u64 = 1000;
 
-fn fault(weather: Weather, config: &Config, rng: &mut Rng) -> Option<Fault> {
+pub(crate) fn fault(weather: Weather, config: &Config, rng: &mut Rng) -> Option<Fault> {
     let volume = rng.index(config.volumes.len());
     let some = |rng: &mut Rng| if rng.one_in(2) { rng.pick(&[1, 2, 5, 20]) } else { 0 };
     match weather {

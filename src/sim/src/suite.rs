@@ -2,6 +2,7 @@
 
 use crate::bounded;
 use crate::images::{Effort, ImageCounts};
+use crate::node;
 use crate::run::{Options, run};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -90,6 +91,72 @@ pub fn seeds(seeds: &Seeds) -> SeedCounts {
     let counts = counts.into_inner().expect("no thread panics with it");
     println!("{counts:?} in {:.1} s", started.elapsed().as_secs_f64());
     counts
+}
+
+/// What came of seeds of a node.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NodeCounts {
+    /// Seeds run.
+    pub seeds: u64,
+    /// Faults: of devices, crashes, and of the network.
+    pub faults: u64,
+    /// What the runs counted.
+    pub counts: node::judge::Counts,
+    /// Seeds run twice, with equal sums.
+    pub equal: u64,
+    /// Seeds in which something is wrong, unequal sums included.
+    pub violations: u64,
+}
+
+/// Runs seeds of a whole node with hosts; one in a hundred twice.
+pub fn node(seeds: &Seeds) -> NodeCounts {
+    let started = Instant::now();
+    let counts = Mutex::new(NodeCounts::default());
+    each(seeds.count, |at| {
+        let seed = seeds.from + at;
+        let options = Options { plant: seeds.plant, ..Options::default() };
+        let report = node::run::run(seed, &options);
+        let again = || node::run::run(seed, &options).hash == report.hash;
+        let again = seed.is_multiple_of(100).then(again);
+        let mut counts = counts.lock().expect("no thread panics with it");
+        counts.seeds += 1;
+        let (injected, ran) = (report.injected, report.counts);
+        counts.faults += injected.errors + injected.crashed + ran.crashes + ran.network;
+        counts.counts.add(&ran);
+        counts.equal += u64::from(again == Some(true));
+        if let Some(what) = &report.violation {
+            counts.violations += 1;
+            if counts.violations <= PRINTED_MAX {
+                println!("node seed {seed}: {}", shorten(what));
+                println!("    replay: forebay-sim node --seed {seed} --plant {}", seeds.plant);
+            }
+        } else if again == Some(false) {
+            counts.violations += 1;
+            println!("node seed {seed}: two runs differ");
+        }
+    });
+    let all = counts.into_inner().expect("no thread panics with it");
+    let counts = &all.counts;
+    println!(
+        "node: {} seeds with two shards and NVMe/TCP hosts, {} faults injected ({} crashes, {} of network and reactors), {} associations, \
+         {} commands ended well, {} in an error, {} lost with a connection, {} sent again, {} messages between shards, {} reads judged, \
+         {} seeds run twice with equal sums; {} violations; {:.0} s",
+        all.seeds,
+        all.faults,
+        counts.crashes,
+        counts.network,
+        counts.associations,
+        counts.done,
+        counts.failed,
+        counts.lost,
+        counts.again,
+        counts.messages,
+        counts.reads,
+        all.equal,
+        all.violations,
+        started.elapsed().as_secs_f64()
+    );
+    all
 }
 
 fn shorten(what: &str) -> &str {

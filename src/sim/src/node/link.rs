@@ -73,6 +73,18 @@ impl Lane {
         self.parts.pop_front().map(|part| part.1)
     }
 
+    /// Whether nothing is on its way.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// Whether it has an end.
+    #[must_use]
+    pub const fn is_closed(&self) -> bool {
+        self.end.is_some()
+    }
+
     /// Whether everything arrived, and then the end.
     #[must_use]
     pub fn ended(&self, now: u64) -> bool {
@@ -140,6 +152,8 @@ pub struct Link {
     pub end: End,
     /// The host has not closed its end.
     pub open: bool,
+    /// The host has more to send than there was room for.
+    pub full: bool,
     /// The node's end has more to send than there was room for.
     pub blocked: bool,
     /// The checker of its bytes.

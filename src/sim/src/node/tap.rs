@@ -84,7 +84,10 @@ impl Tap {
                 self.digests = response.digests;
             }
             PduKind::C2hTermReq => {
-                return Err(format!("the target ends a connection: {}", TermReq::decode(short).fatal));
+                return Err(format!(
+                    "the target ends a connection: {}",
+                    TermReq::decode(short).fatal
+                ));
             }
             PduKind::CapsuleResp => {
                 let cqe = pdu.get(8..24).and_then(|raw| raw.first_chunk()).map(Cqe::decode);

@@ -41,11 +41,11 @@ pub(super) struct Asked {
 }
 
 impl Ask {
-    pub(super) fn changes(&self) -> bool {
+    pub(crate) fn changes(&self) -> bool {
         !matches!(self.op, RequestOp::Read | RequestOp::Compare | RequestOp::Flush)
     }
 
-    pub(super) const fn span(&self) -> Span {
+    pub(crate) const fn span(&self) -> Span {
         (self.offset, self.len)
     }
 }
