@@ -412,7 +412,10 @@ impl World {
                 continue;
             }
             let target = &mut self.reactors[r].shard.target;
-            let Some(tx) = target.tx(conn) else { continue };
+            let Some(tx) = target.tx(conn) else {
+                link.blocked = false;
+                continue;
+            };
             let room = link.down.room(&self.net);
             let mut bytes = Vec::new();
             for slice in tx.slices() {

@@ -17,6 +17,8 @@ use std::collections::BTreeMap;
 
 /// Steps that anything waited for may take.
 pub(super) const PATIENCE: u32 = 100_000;
+/// Steps of a whole run.
+const STEPS_MAX: u64 = 1_000_000;
 /// The longest that nothing is looked at.
 const IDLE: u64 = 10_000_000;
 
@@ -149,6 +151,7 @@ pub struct World {
     /// Virtual time in nanoseconds.
     pub now: u64,
     pub(super) rng: Rng,
+    steps: u64,
     /// Events of the engines that nothing has waited for yet.
     pub(super) events: Vec<Event>,
     /// A cache device counts as failed.
@@ -195,6 +198,7 @@ impl World {
             next_link: 1,
             now: 1_000_000,
             rng: Rng::new(seed, 41),
+            steps: 0,
             events: Vec::new(),
             cache_failed: false,
             serving: true,
@@ -232,6 +236,10 @@ impl World {
 
     /// Time goes on to the next thing that happens.
     pub fn step(&mut self) {
+        self.steps += 1;
+        if self.steps > STEPS_MAX && !self.failed() {
+            self.stuck("the run does not end");
+        }
         let mut next = self.now + IDLE;
         for r in 0..self.reactors.len() {
             next = next.min(self.due(r));
