@@ -240,6 +240,8 @@ struct Size {
     seeds: u64,
     /// Runs in write-back-ordered.
     ordered: u64,
+    /// Seeds of a whole node.
+    nodes: u64,
 }
 
 fn all(size: &Size) -> bool {
@@ -261,6 +263,7 @@ fn all(size: &Size) -> bool {
     let longs = images(&Images { long: true, count: size.longs, step: 1, ..plain });
     let seeded = seeds(&Seeds { from: 0, count: size.seeds, plant: 0 });
     let ordered = crate::ordered::seeds(0, size.ordered, crate::ordered::STEPS, false);
+    let nodes = node(&Seeds { from: 0, count: size.nodes, plant: 0 });
     let mut counts = pairs.counts;
     counts.add(&triples.counts);
     counts.add(&longs.counts);
@@ -281,17 +284,17 @@ fn all(size: &Size) -> bool {
         counts.drained,
         started.elapsed().as_secs_f64()
     );
-    violations == 0
+    violations + nodes.violations == 0
 }
 
 /// What is run for every change.
 pub fn ci() -> bool {
     let effort = Effort { per_cut: 12, stride: 2, interrupt: 10, drain: 10 };
-    all(&Size { pairs: 13, triples: 801, longs: 60, effort, seeds: 2000, ordered: 320 })
+    all(&Size { pairs: 13, triples: 801, longs: 60, effort, seeds: 2000, ordered: 320, nodes: 300 })
 }
 
 /// The long run.
 pub fn soak() -> bool {
     let effort = Effort { per_cut: 24, stride: 1, interrupt: 6, drain: 6 };
-    all(&Size { pairs: 1, triples: 31, longs: 2000, effort, seeds: 20_000, ordered: 2000 })
+    all(&Size { pairs: 1, triples: 31, longs: 2000, effort, seeds: 20_000, ordered: 2000, nodes: 5000 })
 }

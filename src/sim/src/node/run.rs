@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// Commands under way at most.
 const UNDER_WAY_MAX: usize = 32;
 /// Polls that one step of the script takes at most.
-const POLLS_MAX: u64 = 20_000;
+const POLLS_MAX: u64 = 3_000;
 
 /// What came of a run.
 #[derive(Clone, Debug)]
