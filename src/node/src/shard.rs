@@ -8,6 +8,7 @@ use forebay_io::{
     BlockError, Buf, BufPool, Completion, Instant, Lsn, Outcome, Payload, Piece, Request, Tag,
     VolumeId,
 };
+use forebay_nvmf::plant::{Bug, Plant};
 use forebay_nvmf::target::{ConnId, IoSink, Target};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -38,6 +39,7 @@ pub struct Shard<B: Buf, P> {
     ways: Ways<B, P>,
     events: VecDeque<ShardEvent>,
     pieces: Vec<Piece<B>>,
+    plant: Plant,
     /// When the loop began that the last call was made in.
     began: Instant,
 }
@@ -114,7 +116,21 @@ impl<B: Buf, P: BufPool<Buf = B> + Clone> Shard<B, P> {
             outbox: VecDeque::new(),
             refused: VecDeque::new(),
         };
-        Self { target, ways, events: VecDeque::new(), pieces: Vec::new(), began: now }
+        Self {
+            target,
+            ways,
+            events: VecDeque::new(),
+            pieces: Vec::new(),
+            plant: Plant::default(),
+            began: now,
+        }
+    }
+
+    /// Removes a rule on purpose, by its number in [`forebay_nvmf::plant::Bug`]; 0 for none.
+    #[cfg(feature = "planted-bugs")]
+    pub const fn plant(&mut self, bug: u16) {
+        self.plant = Plant::new(bug);
+        self.target.plant(bug);
     }
 
     /// Takes over a recovered engine; its number is the answer.
@@ -243,6 +259,15 @@ impl<B: Buf, P: BufPool<Buf = B> + Clone> Shard<B, P> {
         for engine in &mut ways.engines {
             engine.end_of_poll(&mut ways.pool, now);
         }
+        if self.plant.has(Bug::AckBeforeDurable) {
+            for engine in &mut ways.engines {
+                for volume in ways.commits.keys() {
+                    if let Some(stats) = engine.volume_stats(*volume) {
+                        engine.commit(*volume, stats.last, &mut ways.pool, now);
+                    }
+                }
+            }
+        }
         if self.target.waiting_for_buffers() {
             self.target.poll_buffers(&mut ways.pool);
         }
@@ -304,6 +329,11 @@ impl<B: Buf, P: BufPool<Buf = B> + Clone> Shard<B, P> {
                     engine.commit(volume, point, &mut ways.pool, now);
                 }
             }
+            Ok(None) if self.plant.has(Bug::AckBeyondGap) => {
+                if let Some(engine) = ways.engines.get_mut(engine) {
+                    engine.commit(volume, run.1, &mut ways.pool, now);
+                }
+            }
             Ok(None) => {}
             Err(run) => self.events.push_back(ShardEvent::CommitFault { volume, run }),
         }
@@ -313,6 +343,15 @@ impl<B: Buf, P: BufPool<Buf = B> + Clone> Shard<B, P> {
     fn finish(&mut self, tag: Tag, outcome: Outcome) {
         if let Some((reactor, theirs)) = self.ways.foreign.release(tag) {
             let pieces = core::mem::take(&mut self.pieces);
+            // The generation of the command's slot decides which ones.
+            let some = theirs.0 >> 8 & 7 == 3;
+            if some && self.plant.has(Bug::AnswerLost) {
+                return;
+            }
+            if some && self.plant.has(Bug::AnswerTwice) {
+                let again = Message::Answer { tag: theirs, outcome, pieces: pieces.clone() };
+                self.ways.outbox.push_back((reactor, again));
+            }
             let answer = Message::Answer { tag: theirs, outcome, pieces };
             self.ways.outbox.push_back((reactor, answer));
         } else {

@@ -11,5 +11,6 @@
 #![forbid(unsafe_code)]
 
 pub mod initiator;
+pub mod plant;
 pub mod target;
 pub mod tcp;

@@ -34,6 +34,7 @@ pub use crate::target::stats::{
 };
 pub use forebay_wire::log::AnaState;
 
+use crate::plant::Plant;
 use crate::target::conn::{Conn, Home};
 use crate::target::controller::Controller;
 use crate::target::subsystem::Subsystem;
@@ -225,6 +226,7 @@ pub struct Target<B> {
     /// Completed since [`Target::measure`].
     ended: Vec<stats::Ended>,
     stats: TargetStats,
+    plant: Plant,
 }
 
 impl<B: Buf> Target<B> {
@@ -250,7 +252,14 @@ impl<B: Buf> Target<B> {
             clock: now,
             ended: Vec::new(),
             stats: TargetStats::default(),
+            plant: Plant::default(),
         }
+    }
+
+    /// Removes a rule on purpose, by its number in [`crate::plant::Bug`]; 0 for none.
+    #[cfg(feature = "planted-bugs")]
+    pub const fn plant(&mut self, bug: u16) {
+        self.plant = Plant::new(bug);
     }
 
     /// Takes bytes that a connection received. Bytes for a connection that is closing or gone are

@@ -3,9 +3,11 @@
 
 use crate::bounded;
 use crate::images::{Effort, ImageCounts};
+use crate::node;
 use crate::run::{Options, run};
 use crate::script::RICHER_FROM;
 use forebay_cache::plant::BUGS;
+use forebay_nvmf::plant::{FIRST, LAST};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::time::Instant;
@@ -25,6 +27,9 @@ enum Caught {
 /// has (43) was seen by an earlier set of seeds only.
 const OPEN: [u16; 2] = [19, 43];
 
+/// Seeds of a whole node at least, for a rule of target or shard.
+const NODES: u64 = 100;
+
 /// How long a planted bug is hunted.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
@@ -35,6 +40,16 @@ pub struct Patience {
 }
 
 fn hunt(bug: u16, patience: &Patience) -> (Caught, String) {
+    if bug >= FIRST {
+        // A rule of target or shard: whole nodes.
+        for seed in 0..patience.seeds.max(NODES) {
+            let report = node::run::run(seed, &Options { plant: bug, ..Options::default() });
+            if let Some(what) = report.violation {
+                return (Caught::Seeds(seed + 1), what);
+            }
+        }
+        return (Caught::No, String::new());
+    }
     for at in 0..patience.seeds {
         let report = run(RICHER_FROM + at, &Options { plant: bug, ..Options::default() });
         if let Some(what) = report.violation {
@@ -75,7 +90,7 @@ pub fn score(only: u64, from: u64, patience: &Patience) -> bool {
         0 => u64::from(*bug) >= from && !OPEN.contains(bug),
         only => u64::from(*bug) == only,
     };
-    let bugs: Vec<u16> = (1..=BUGS).filter(hunted).collect();
+    let bugs: Vec<u16> = (1..=BUGS).chain(FIRST..=LAST).filter(hunted).collect();
     let all = Mutex::new(Vec::new());
     crate::suite::each(bugs.len() as u64, |at| {
         let bug = bugs[usize::try_from(at).unwrap_or(0)];
@@ -98,7 +113,7 @@ pub fn score(only: u64, from: u64, patience: &Patience) -> bool {
         "plants: {} of {} planted bugs caught, {} by seeds (median {} seeds), {images} by crash images; \
          missed {missed:?}; not hunted {OPEN:?}; {:.0} s",
         needed.len() + images,
-        if only == 0 && from <= 1 { usize::from(BUGS) } else { all.len() },
+        if only == 0 && from <= 1 { usize::from(BUGS + LAST - FIRST + 1) } else { all.len() },
         needed.len(),
         needed.get(needed.len() / 2).copied().unwrap_or(0),
         started.elapsed().as_secs_f64()

@@ -9,6 +9,7 @@
 use super::conn::Home;
 use super::controller::{Controller, Notice};
 use super::{ConnId, DUPLICATE_QID_WAIT, Event, LINGER, Target};
+use crate::plant::Bug;
 use forebay_io::{Buf, Instant};
 use forebay_wire::feature::{AsyncEvent, event_bit};
 use forebay_wire::log::AnaState;
@@ -61,7 +62,7 @@ impl<B: Buf> Target<B> {
                     .flatten()
                     .any(|other| other.claim.is_some_and(|c| c < claim) && same_host(ctrl, other))
             });
-            self.set_held(at, held);
+            self.set_held(at, held && !self.plant.has(Bug::AdmitAtOnce));
         }
     }
 
@@ -144,7 +145,7 @@ impl<B: Buf> Target<B> {
         if qid == 0 {
             self.end_association(ctrl, id, now);
         }
-        if drained {
+        if drained || self.plant.has(Bug::ForgetAdmitted) {
             self.reap(id);
         }
         self.settle(now);

@@ -2,6 +2,7 @@
 
 use super::stats::ConnStats;
 use super::{ConnId, TagParts, tag};
+use crate::plant::{Bug, Plant};
 use crate::tcp::{Params, TxQueue};
 use forebay_io::{Buf, BufPool, Instant, Piece, Tag};
 use forebay_wire::tcp::{
@@ -161,6 +162,7 @@ pub(super) struct Conn<B> {
     pub(super) parked: Option<(u16, Instant)>,
     pub(super) in_ready: bool,
     pub(super) stats: ConnStats,
+    pub(super) plant: Plant,
 }
 
 impl<B: Buf> Conn<B> {
@@ -192,6 +194,7 @@ impl<B: Buf> Conn<B> {
             parked: None,
             in_ready: false,
             stats: ConnStats::default(),
+            plant: Plant::default(),
         }
     }
 
@@ -264,6 +267,9 @@ impl<B: Buf> Conn<B> {
     fn next_sqhd(&mut self) -> u16 {
         if self.no_sq_flow {
             return 0xffff;
+        }
+        if self.plant.has(Bug::StaleHead) {
+            return self.sqhd;
         }
         self.sqhd = if self.sqhd + 1 >= self.entries { 0 } else { self.sqhd + 1 };
         self.sqhd

@@ -49,7 +49,7 @@ impl<B: Buf> Target<B> {
             established.params,
             now,
         ));
-        conn.no_sq_flow = established.connect.no_sq_flow;
+        (conn.no_sq_flow, conn.plant) = (established.connect.no_sq_flow, self.plant);
         conn.tx.push_with(0, |out| out.extend_from_slice(&established.unsent));
         let full = self.conns.iter().filter(|slot| slot.conn.is_some()).count()
             >= usize::from(self.config.limits.connections);

@@ -8,7 +8,9 @@
 //! ```
 
 use super::conn::{Conn, Fusion, Gate, Kind, State};
+use super::io::submit;
 use super::{Env, IoSink, Target};
+use crate::plant::Bug;
 use forebay_io::{Buf, BufPool, Lba, Payload, Request, RequestOp};
 use forebay_wire::sqe::Fuse;
 use forebay_wire::tcp::Fatal;
@@ -210,6 +212,17 @@ impl<B: Buf> Target<B> {
         if conn.gate != Gate::Open {
             conn.finish(first, Status::ANA_INACCESSIBLE);
             return conn.finish(second, Status::ANA_INACCESSIBLE);
+        }
+        if self.plant.has(Bug::PairApart) {
+            let halves = [
+                (first, Kind::Compare, RequestOp::Compare, compare),
+                (second, Kind::Write, RequestOp::Write, write),
+            ];
+            for (at, kind, op, buf) in halves {
+                (conn.slot(at).kind, conn.slot(at).partner) = (kind, None);
+                submit(conn, at, op, volume, Payload::Owned(buf), env.io());
+            }
+            return;
         }
         let tag = conn.tag(second, 0);
         conn.admitted += 1;

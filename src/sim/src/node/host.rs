@@ -368,7 +368,7 @@ impl World {
             let data = finished.buf.as_ref().map(Buf::as_slice);
             if self.judge.answered(tag, status, data) == Verdict::Again {
                 self.judge.again(tag);
-                let at = self.now + 1_000_000 + self.rng.below(10_000_000);
+                let at = self.now + 2_000_000 + self.rng.below(30_000_000);
                 self.hosts[h].waiting.push((at, tag));
             }
         }

@@ -33,6 +33,7 @@ impl World {
                     let engine = {
                         let mut engine = engine;
                         engine.plant(self.config.plant);
+                        reactor.shard.plant(self.config.plant);
                         engine
                     };
                     reactor.shard.add_engine(engine);
