@@ -291,15 +291,8 @@ impl<B: Buf> Controller<B> {
     }
 
     /// Sends a fused pair (NVMe Base 2.0 §3.4.2): two commands, marked as first and second by the
-    /// caller, next to each other on a queue with room for both.
-    ///
-    /// # Errors
-    /// The commands themselves, as [`Controller::submit`].
-    pub fn submit_fused(
-        &mut self,
-        pair: [Command<B>; 2],
-        now: Instant,
-    ) -> Result<(), [Command<B>; 2]> {
+    /// caller, next to each other on a queue with room for both; says whether there was one.
+    pub fn submit_fused(&mut self, pair: [Command<B>; 2], now: Instant) -> bool {
         let fits = |qpair: &Qpair<B>| {
             qpair.is_open() && qpair.in_flight() + 2 <= usize::from(qpair.depth())
         };
@@ -308,13 +301,11 @@ impl<B: Buf> Controller<B> {
             .map(|at| at % queues)
             .find(|at| self.ready && self.io[*at].as_ref().is_some_and(fits));
         let Some((at, qpair)) = at.and_then(|at| Some((at, self.io[at].as_mut()?))) else {
-            return Err(pair);
+            return false;
         };
         self.next_queue = (at + 1) % queues;
-        // Neither can fail: the queue is open and has room for both.
-        let both = pair.map(|command| qpair.submit(command, now).is_ok());
-        debug_assert_eq!(both, [true, true]);
-        Ok(())
+        // Neither is refused: the queue is open and has room for both.
+        pair.map(|command| qpair.submit(command, now).is_ok()) == [true, true]
     }
 
     /// Asks the controller to abort an I/O command, by its token: at best that ends with Command Abort

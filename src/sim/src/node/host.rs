@@ -166,7 +166,7 @@ impl Host {
                     Command { token, sqe: sqes[0], transfer: out(&asked.want) },
                     Command { token: second, sqe: sqes[1], transfer: out(&Judge::data(asked)) },
                 ];
-                return controller.submit_fused(pair, now).is_ok();
+                return controller.submit_fused(pair, now);
             }
         };
         controller.submit(Command { token, sqe, transfer }, now).is_ok()

@@ -33,6 +33,27 @@ pub struct Subsystem {
     pub volumes: Vec<usize>,
 }
 
+/// A name that is known to be right.
+fn name(text: &str) -> Nqn {
+    text.parse().expect("a well-formed name")
+}
+
+/// How the host of this number connects.
+fn host_of(n: u8, subnqn: Nqn, rng: &mut Rng) -> HostConfig {
+    let hostnqn = name(&format!("nqn.2014-08.org.nvmexpress:uuid:{n}"));
+    HostConfig {
+        identity: Identity { hostnqn, hostid: [n; 16], subnqn },
+        nsid: 1,
+        queues: 1 + u16::try_from(rng.below(4)).unwrap_or(0),
+        depth: rng.pick(&[2, 5, 32]),
+        digests: Digests { header: rng.one_in(2), data: rng.one_in(2) },
+        no_sq_flow: rng.one_in(2),
+        keep_alive: Duration::from_millis(rng.pick(&[0, 1000, 3000])),
+        setup_timeout: Duration::from_secs(2),
+        io_timeout: Duration::from_millis(rng.pick(&[800, 5000, 30_000])),
+    }
+}
+
 /// What a seed says of a world.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -68,7 +89,6 @@ impl Plan {
             .collect();
         let last = rng.index(2);
         let homes = vec![0, 1, last];
-        let name = |text: &str| text.parse().expect("a well-formed name");
         let mut subsystems = vec![Subsystem {
             nqn: name("nqn.2026-01.io.forebay:group"),
             home: 0,
@@ -84,26 +104,12 @@ impl Plan {
         let hosts = (1u8..).zip(uses).map(|(n, subsystem)| {
             // The third is the first on another subsystem.
             let n = if subsystem == 1 { 1 } else { n };
-            let identity = Identity {
-                hostnqn: name(&format!("nqn.2014-08.org.nvmexpress:uuid:{n}")),
-                hostid: [n; 16],
-                subnqn: subsystems[subsystem].nqn.clone(),
-            };
-            let config = HostConfig {
-                identity,
-                nsid: 1,
-                queues: 1 + u16::try_from(rng.below(4)).unwrap_or(0),
-                depth: rng.pick(&[2, 5, 32]),
-                digests: Digests { header: rng.one_in(2), data: rng.one_in(2) },
-                no_sq_flow: rng.one_in(2),
-                keep_alive: Duration::from_millis(rng.pick(&[0, 1000, 3000])),
-                setup_timeout: Duration::from_secs(2),
-                io_timeout: Duration::from_millis(rng.pick(&[800, 5000, 30_000])),
-            };
+            let config = host_of(n, subsystems[subsystem].nqn.clone(), &mut rng);
             (subsystem, config, rng.below(3) > 0)
         });
+        let hosts = hosts.collect();
         Self {
-            hosts: hosts.collect(),
+            hosts,
             config,
             homes,
             subsystems,
