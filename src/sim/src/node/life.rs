@@ -21,7 +21,7 @@ impl World {
         self.serving = false;
         for r in 0..self.reactors.len() {
             let reactor = &mut self.reactors[r];
-            match boot(&mut reactor.cache, None) {
+            match boot(&mut reactor.cache, None, self.config.plant) {
                 Boot::Up(up) => {
                     let (header, recovered) = *up;
                     if !recovered.lost.is_empty() && !self.judge.tolerance.lost {
