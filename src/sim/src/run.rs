@@ -4,7 +4,7 @@
 use crate::config::Config;
 use crate::device::{Device, Faults, Injected};
 use crate::script::{Fault, RICHER_FROM, Step, Weather, script, weather};
-use crate::world::{Ask, Counts, Tolerance, World};
+use crate::world::{Counts, Tolerance, World};
 use forebay_io::{DeviceError, RequestOp};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
