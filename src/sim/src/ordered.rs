@@ -371,7 +371,7 @@ mod tests {
 
     #[test]
     fn between_batches_the_backing_device_alone_is_a_prefix() {
-        let counts = seeds(0, 12, 1500, false);
+        let counts = seeds(0, 24, 1500, false);
         assert_eq!(counts.violations, 0);
         assert!(counts.between > 1000 && counts.within_broken > 0, "{counts:?}");
     }

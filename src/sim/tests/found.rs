@@ -88,3 +88,8 @@ fn overlapping_write_through_requests_reach_the_backing_device_in_the_order_of_t
     // Bursts while the log is full; requests that come between devices' answers and the end of a poll.
     seeds(&[1047]);
 }
+
+#[test]
+fn what_was_destaged_while_reclaim_moved_it_is_clean_after_a_crash() {
+    seeds(&[1582, 1966]);
+}

@@ -219,6 +219,15 @@ impl<B: Buf> Destage<B> {
         self.pace.window(false)
     }
 
+    /// Whether a trim of this version was appended by the round under way.
+    pub(super) fn has_trimmed(&self, place: u16, block: u64, slot: u32) -> bool {
+        let sorted = matches!(self.phase, Phase::Trim | Phase::Settle(_));
+        let trimmed = if sorted { self.done.get(..self.trim_at).unwrap_or_default() } else { &[] };
+        let at = trimmed.partition_point(|w| (w.place, w.block) < (place, block));
+        let same = trimmed.get(at..).unwrap_or_default().iter();
+        same.take_while(|w| (w.place, w.block) == (place, block)).any(|w| w.slot == slot)
+    }
+
     /// When a round should begin for write-through data.
     pub(super) fn deadline(&self) -> Instant {
         self.written_since.map_or(Instant::NEVER, |since| since + WRITTEN_MAX)

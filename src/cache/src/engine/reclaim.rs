@@ -343,6 +343,13 @@ impl<B: Buf> Engine<B> {
         self.reclaim.phase = Phase::Settle(self.reclaim.ordinal);
     }
 
+    /// Whether the log so far says of the version in this slot that it is dirty.
+    fn is_dirty_in_log(&self, place: u16, block: u64, slot: u32) -> bool {
+        let entry = self.vols.key(place, block).and_then(|key| self.index.get(key));
+        entry.is_some_and(|entry| entry.slot == slot && entry.flags.dirty())
+            && !self.destage.has_trimmed(place, block, slot)
+    }
+
     /// Whether a block is still current where it was.
     fn keeps(&self, keep: &Keep) -> bool {
         let key = self.vols.key(keep.place, keep.record.block + u64::from(keep.at));
@@ -395,9 +402,11 @@ impl<B: Buf> Engine<B> {
         if !good {
             self.block_lost(keep.place, block, keep.slot);
         }
+        // What was destaged meanwhile, and is trimmed in front of this copy, must not come back dirty.
+        let dirty = keep.dirty && self.is_dirty_in_log(keep.place, block, keep.slot);
         let record = Record {
             moved: true,
-            clean: !keep.dirty,
+            clean: !dirty,
             volume: index,
             generation,
             block,
