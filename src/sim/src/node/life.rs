@@ -273,5 +273,9 @@ impl World {
             }
             reactor.pool.dry(0);
         }
+        for link in self.links.values_mut() {
+            link.up.flow(self.now);
+            link.down.flow(self.now);
+        }
     }
 }

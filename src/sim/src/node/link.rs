@@ -116,6 +116,15 @@ impl Lane {
         self.close(at);
     }
 
+    /// What is on its way, stalled or not, has arrived by `at`.
+    pub fn flow(&mut self, at: u64) {
+        for part in &mut self.parts {
+            part.0 = part.0.min(at);
+        }
+        self.last = self.last.min(at);
+        self.end = self.end.map(|end| end.min(at));
+    }
+
     /// Nothing arrives before `until`.
     pub fn stall(&mut self, until: u64) {
         for part in &mut self.parts {

@@ -93,7 +93,10 @@ impl Tap {
                 let cqe = pdu.get(8..24).and_then(|raw| raw.first_chunk()).map(Cqe::decode);
                 let cqe = cqe.ok_or("a short response")?;
                 self.answer(cqe.cid)?;
-                self.head(cqe.sqhd)?;
+                // The first is Connect; where that is refused there is no queue that has a head.
+                if self.answered > 1 || cqe.status.is_success() {
+                    self.head(cqe.sqhd)?;
+                }
             }
             PduKind::C2hData => {
                 let data = DataPdu::decode(short);
