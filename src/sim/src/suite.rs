@@ -296,5 +296,13 @@ pub fn ci() -> bool {
 /// The long run.
 pub fn soak() -> bool {
     let effort = Effort { per_cut: 24, stride: 1, interrupt: 6, drain: 6 };
-    all(&Size { pairs: 1, triples: 31, longs: 2000, effort, seeds: 20_000, ordered: 2000, nodes: 5000 })
+    all(&Size {
+        pairs: 1,
+        triples: 31,
+        longs: 2000,
+        effort,
+        seeds: 20_000,
+        ordered: 2000,
+        nodes: 5000,
+    })
 }

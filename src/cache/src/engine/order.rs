@@ -132,9 +132,9 @@ impl Order {
         (mode == CacheMode::WriteBackOrdered).then(|| Box::new(Self::new()))
     }
 
-    /// A host's Flush closes the batch.
+    /// A host's Flush closes the open batch, if it holds anything.
     pub(super) const fn flushed(&mut self) {
-        self.flush = true;
+        self.flush |= self.open_since.is_some();
     }
 
     /// Blocks were committed.
