@@ -288,8 +288,8 @@ impl<B: Buf> Engine<B> {
         let Some(req) = self.reqs.get_mut(h) else { return };
         if req.through {
             let records = core::mem::take(&mut req.records);
-            for (block, blocks, slot) in &records {
-                self.written(cx, place, *block, *blocks, *slot);
+            for record in &records {
+                self.written(cx, place, *record);
             }
             if let Some(req) = self.reqs.get_mut(h) {
                 req.records = records;
@@ -304,10 +304,11 @@ impl<B: Buf> Engine<B> {
         &mut self,
         cx: &mut Cx<'_, P>,
         place: u16,
-        block: u64,
-        blocks: u32,
-        slot: u32,
+        (block, blocks, slot, life): (u64, u32, u32, u64),
     ) {
+        if !self.lives(slot, life) {
+            return;
+        }
         let Some(lsn) = self.vols.get(place).map(|vol| vol.committed) else { return };
         for (slot, block) in (slot..).zip(block..block + u64::from(blocks)) {
             let Some(key) = self.vols.key(place, block) else { return };
@@ -315,7 +316,7 @@ impl<B: Buf> Engine<B> {
                 if flags.dirty() { flags.with_spare(flags.spare() | spare::WRITTEN) } else { flags }
             });
             if old.is_some_and(|flags| flags.dirty()) {
-                self.destage.written(cx.now, Written { place, block, slot, lsn });
+                self.destage.written(cx.now, Written { place, block, slot, life, lsn });
             }
         }
     }

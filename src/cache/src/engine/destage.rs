@@ -49,6 +49,9 @@ pub(super) struct Written {
     pub(super) place: u16,
     pub(super) block: u64,
     pub(super) slot: u32,
+    /// The [life](super::segments::Segments::life) of its segment: a later one may have a newer version of
+    /// the same block in the same slot.
+    pub(super) life: u64,
     pub(super) lsn: u64,
 }
 
@@ -58,6 +61,7 @@ struct Candidate {
     place: u16,
     block: u64,
     slot: u32,
+    life: u64,
     lsn: u64,
     crc: u32,
 }
@@ -450,9 +454,9 @@ impl<B: Buf> Engine<B> {
             {
                 continue;
             }
-            let first = self.map.slot(seg, record.slot);
+            let (first, life) = (self.map.slot(seg, record.slot), self.segs.life(seg));
             for ((slot, block), crc) in (first..).zip(record.block..).zip(crcs) {
-                let c = Candidate { place, block, slot, lsn: record.lsn.0, crc: *crc };
+                let c = Candidate { place, block, slot, life, lsn: record.lsn.0, crc: *crc };
                 if !self.current(&c) {
                     continue;
                 }
@@ -550,6 +554,7 @@ impl<B: Buf> Engine<B> {
             let mut done = core::mem::take(&mut self.destage.done);
             done.retain(|w| {
                 if w.place == place
+                    && self.lives(w.slot, w.life)
                     && let Some(key) = self.vols.key(place, w.block)
                 {
                     self.index.update_if_slot(key, w.slot, |flags| {
@@ -575,11 +580,17 @@ impl<B: Buf> Engine<B> {
         self.destage.phase = Phase::Trim;
     }
 
+    /// Whether a slot is what it was when it was chosen: its segment was not freed and used again.
+    pub(super) fn lives(&self, slot: u32, life: u64) -> bool {
+        self.segs.life(self.map.segment_of(slot)) == life
+    }
+
     fn still(&self, w: &Written) -> bool {
         self.vols
             .key(w.place, w.block)
             .and_then(|key| self.index.get(key))
             .is_some_and(|entry| entry.slot == w.slot && entry.flags.dirty())
+            && self.lives(w.slot, w.life)
     }
 
     /// Appends the trims. A run of blocks may share one with the highest number of its blocks:
@@ -651,6 +662,9 @@ impl<B: Buf> Engine<B> {
     fn round_settle<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
         let done = core::mem::take(&mut self.destage.done);
         for w in &done {
+            if !self.lives(w.slot, w.life) {
+                continue;
+            }
             self.order_done(w.place, w.slot);
             let Some(key) = self.vols.key(w.place, w.block) else { continue };
             let now = self.index.get(key).map_or(w.slot, |entry| entry.slot);

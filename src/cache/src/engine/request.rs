@@ -101,8 +101,8 @@ pub(super) struct Req<B> {
     pub(super) sequential: bool,
     /// The invalidation that a bypassing write needs is committed, or was not needed.
     pub(super) invalidated: bool,
-    /// Its records: first block, blocks, first slot (write-through).
-    pub(super) records: Vec<(u64, u32, u32)>,
+    /// Its records: first block, blocks, first slot, life of its segment (write-through).
+    pub(super) records: Vec<(u64, u32, u32, u64)>,
     /// Its records are committed; what is left concerns the backing device.
     pub(super) committed: bool,
     /// Its write of the backing device was durable when it ended (FUA).

@@ -86,6 +86,7 @@ pub struct ScrubStatus {
 struct Check {
     block: u64,
     slot: u32,
+    life: u64,
     lsn: u64,
     crc: u32,
     tries: u8,
@@ -412,11 +413,11 @@ impl<B: Buf> Engine<B> {
             if self.vols.place_of(record.volume, record.generation) != Some(place) {
                 continue;
             }
-            let first = self.map.slot(seg, record.slot);
+            let (first, life) = (self.map.slot(seg, record.slot), self.segs.life(seg));
             for ((slot, block), crc) in (first..).zip(record.block..).zip(crcs) {
-                let Some(entry) = self.scrub_entry(place, block, slot) else { continue };
                 let (lsn, crc) = (record.lsn.0, *crc);
-                let check = Check { block, slot, lsn, crc, tries: 0, waits: 0 };
+                let check = Check { block, slot, life, lsn, crc, tries: 0, waits: 0 };
+                let Some(entry) = self.scrub_entry(place, &check) else { continue };
                 if entry.flags.spare() & spare::BAD != 0 {
                     // Known already.
                     self.scrub_wrong(place, &check, entry, true);
@@ -429,9 +430,10 @@ impl<B: Buf> Engine<B> {
     }
 
     /// The index entry of a block, if this slot is its current place.
-    fn scrub_entry(&self, place: u16, block: u64, slot: u32) -> Option<Entry> {
-        let key = self.vols.key(place, block)?;
-        self.index.get(key).filter(|entry| entry.slot == slot)
+    fn scrub_entry(&self, place: u16, check: &Check) -> Option<Entry> {
+        let key = self.vols.key(place, check.block)?;
+        let entry = self.index.get(key).filter(|entry| entry.slot == check.slot);
+        entry.filter(|_| self.lives(check.slot, check.life))
     }
 
     /// Reads the next blocks to check: what was wrong once alone, the others together.
@@ -442,7 +444,7 @@ impl<B: Buf> Engine<B> {
         let mut asked = core::mem::take(&mut self.scrub.asked);
         asked.clear();
         while let Some(check) = self.scrub.again.pop() {
-            if self.scrub_entry(place, check.block, check.slot).is_some() {
+            if self.scrub_entry(place, &check).is_some() {
                 asked.push(check);
                 break;
             }
@@ -458,7 +460,7 @@ impl<B: Buf> Engine<B> {
                 break;
             }
             self.scrub.next += 1;
-            if self.scrub_entry(place, check.block, check.slot).is_some() {
+            if self.scrub_entry(place, &check).is_some() {
                 asked.push(check);
             }
         }
@@ -508,7 +510,7 @@ impl<B: Buf> Engine<B> {
         let data = done.buf.as_ref().filter(|_| done.result.is_ok()).map(Buf::as_slice);
         for check in &asked {
             // Overwritten, moved, discarded or forgotten since: no longer anybody's.
-            let Some(entry) = self.scrub_entry(place, check.block, check.slot) else { continue };
+            let Some(entry) = self.scrub_entry(place, check) else { continue };
             let from = (check.slot - slot) as usize * BLOCK_LEN;
             let data = data.and_then(|data| data.get(from..from + BLOCK_LEN));
             let good =

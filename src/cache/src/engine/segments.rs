@@ -142,6 +142,11 @@ impl Segments {
         self.list.get_mut(seg as usize)
     }
 
+    /// The number of a segment's opening: the same slots in another life of it are others.
+    pub(super) fn life(&self, seg: u32) -> u64 {
+        self.get(seg).map_or(0, |s| s.seq)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.list.len()
     }

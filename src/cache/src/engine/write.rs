@@ -438,7 +438,8 @@ impl<B: Buf> Engine<B> {
         let Some(req) = self.reqs.get_mut(h) else { return };
         req.placed += blocks;
         if req.through && kind == Kind::Write {
-            req.records.push((block, u32::try_from(blocks).unwrap_or(0), slot));
+            let blocks = u32::try_from(blocks).unwrap_or(0);
+            req.records.push((block, blocks, slot, self.segs.life(seg)));
         }
         let last = req.placed >= req.blocks().1;
         let Some(vol) = self.vols.get_mut(req.volume) else { return };

@@ -14,6 +14,9 @@ impl<B: Buf> Engine<B> {
     /// Whether a block is to be destaged: the index names it, or it is kept for its batch.
     pub(super) fn current(&self, c: &Candidate) -> bool {
         let entry = self.vols.key(c.place, c.block).and_then(|key| self.index.get(key));
+        if !self.lives(c.slot, c.life) {
+            return false;
+        }
         match entry.filter(|entry| entry.slot == c.slot) {
             Some(entry) => entry.flags.dirty() && !Self::not_for_destage(entry.flags.spare()),
             None => self.order_keeps(c.place, c.slot),
@@ -169,6 +172,7 @@ impl<B: Buf> Engine<B> {
             // A batch that never ends would hold up all that follows.
             if let Some(c) = bad
                 && tries + 1 >= TRIES_MAX
+                && self.lives(c.slot, c.life)
                 && self.vols.get(c.place).is_some_and(|vol| vol.in_batches())
                 && self.order_unreadable(c.place, c.slot, false)
             {
@@ -324,8 +328,8 @@ impl<B: Buf> Engine<B> {
                     order.finished(end - first);
                 }
                 for at in first..end {
-                    let c = self.destage.candidates[at];
-                    self.destage.done.push(Written { place, block: c.block, slot: c.slot, lsn });
+                    let Candidate { block, slot, life, .. } = self.destage.candidates[at];
+                    self.destage.done.push(Written { place, block, slot, life, lsn });
                 }
             }
         }
