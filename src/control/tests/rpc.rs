@@ -120,7 +120,10 @@ fn errors_have_the_codes_of_the_standard_and_of_spdk() {
     let data = check(wrong, -32602)["error"]["data"].clone();
     assert_eq!(data["field"], "mode");
     assert_eq!(data["value"], "\"writeback\"");
-    assert_eq!(data["accepted"], "pass-through, write-around, write-through, write-back");
+    assert_eq!(
+        data["accepted"],
+        "pass-through, write-around, write-through, write-back, write-back-ordered"
+    );
     assert_eq!(data["remedy"], "did you mean `write-back`?");
     let missing = check(r#"{"jsonrpc":"2.0","id":1,"method":"volume_drain"}"#, -32602);
     assert_eq!(missing["error"]["message"], "`name` is missing");

@@ -223,13 +223,14 @@ impl<B: Buf> Destage<B> {
         self.pace.window(false)
     }
 
-    /// Whether a trim of this version was appended by the round under way.
-    pub(super) fn has_trimmed(&self, place: u16, block: u64, slot: u32) -> bool {
+    /// Whether a trim of the version in this slot, in this life of its segment, was appended by the round
+    /// under way.
+    pub(super) fn has_trimmed(&self, place: u16, block: u64, slot: (u32, u64)) -> bool {
         let sorted = matches!(self.phase, Phase::Trim | Phase::Settle(_));
         let trimmed = if sorted { self.done.get(..self.trim_at).unwrap_or_default() } else { &[] };
         let at = trimmed.partition_point(|w| (w.place, w.block) < (place, block));
         let same = trimmed.get(at..).unwrap_or_default().iter();
-        same.take_while(|w| (w.place, w.block) == (place, block)).any(|w| w.slot == slot)
+        same.take_while(|w| (w.place, w.block) == (place, block)).any(|w| (w.slot, w.life) == slot)
     }
 
     /// When a round should begin for write-through data.

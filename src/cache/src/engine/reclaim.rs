@@ -347,7 +347,11 @@ impl<B: Buf> Engine<B> {
     fn is_dirty_in_log(&self, place: u16, block: u64, slot: u32) -> bool {
         let entry = self.vols.key(place, block).and_then(|key| self.index.get(key));
         entry.is_some_and(|entry| entry.slot == slot && entry.flags.dirty())
-            && !self.destage.has_trimmed(place, block, slot)
+            && !self.destage.has_trimmed(
+                place,
+                block,
+                (slot, self.segs.life(self.map.segment_of(slot))),
+            )
     }
 
     /// Whether a block is still current where it was.
