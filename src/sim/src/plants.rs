@@ -24,9 +24,10 @@ enum Caught {
 
 /// Planted bugs that nothing catches yet: a copy of what the backing device may still lose (19) has to
 /// be looked at before the quiet flush that follows every such write; a volume attached with dirty data in
-/// a mode that bypasses the log (48) was seen by an earlier set of seeds only; an acknowledgement too early
-/// (101, 102) and an association that is admitted at once (105) take more seeds of whole nodes.
-const OPEN: [u16; 5] = [19, 48, 101, 102, 105];
+/// a mode that bypasses the log (48) was seen by an earlier set of seeds only, a fill that replaces what the
+/// index has (43) by some sets of seeds; an acknowledgement too early (101, 102) and an association that is
+/// admitted at once (105) take more seeds of whole nodes.
+const OPEN: [u16; 6] = [19, 43, 48, 101, 102, 105];
 
 /// Seeds of a whole node at least, for a rule of target or shard.
 const NODES: u64 = 100;
