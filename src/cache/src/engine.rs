@@ -451,6 +451,9 @@ impl<B: Buf> Engine<B> {
             at = at.min(since + fill::STAGED_MAX);
         }
         at = at.min(self.destage.deadline()).min(self.sweep_deadline());
+        if self.destage.zeroes_from > self.last_poll {
+            at = at.min(self.destage.zeroes_from);
+        }
         if let Some((end, _)) = self.doubtful.front() {
             at = at.min((*end).max(self.watch_at));
         }

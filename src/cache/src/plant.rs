@@ -137,10 +137,14 @@ pub enum Bug {
     FailedServesOld,
     /// What the cache device took down with it is acknowledged.
     FailedAcks,
+    /// A record counts as durable when it is placed.
+    AckBeforeDurable,
+    /// What is read while a write that timed out may still be carried out is kept in the cache.
+    FillInDoubt,
 }
 
 /// How many there are.
-pub const BUGS: u16 = Bug::FailedAcks as u16;
+pub const BUGS: u16 = Bug::FillInDoubt as u16;
 
 /// Which rule is removed, if any.
 #[derive(Clone, Copy, Debug, Default)]

@@ -151,6 +151,8 @@ pub(super) struct Destage<B> {
     trim_zeroes_at: usize,
     pace: Pace,
     did_something: bool,
+    /// Zeroes are left alone until then: none could be written, as others hold their blocks.
+    pub(super) zeroes_from: Instant,
     /// Slots that the cache device did not give, and in how many rounds: destaged alone.
     unreadable: Vec<(u32, u8)>,
     /// Bytes written to backing devices, and when counting began.
@@ -180,6 +182,7 @@ impl<B: Buf> Destage<B> {
             trim_zeroes_at: 0,
             pace: Pace::new(),
             did_something: false,
+            zeroes_from: Instant(0),
             unreadable: Vec::new(),
             bytes: 0,
         }
@@ -286,7 +289,8 @@ impl<B: Buf> Engine<B> {
         if written {
             return true;
         }
-        let ranges = self.vols.iter().any(|(_, vol)| vol.ranges.iter().any(|range| range.dirty));
+        let ranges = d.zeroes_from <= now
+            && self.vols.iter().any(|(_, vol)| vol.ranges.iter().any(|range| range.dirty));
         if self.dirty == 0 && !ranges {
             return false;
         }
@@ -333,6 +337,9 @@ impl<B: Buf> Engine<B> {
     }
 
     fn pick_zeroes(&mut self, now: Instant) {
+        if self.destage.zeroes_from > now {
+            return;
+        }
         for place in 0..self.vols.bound() {
             let Some(vol) = self.vols.get(place) else { continue };
             if vol.health.retry_at > now && vol.health.failing.is_some() {
@@ -513,8 +520,11 @@ impl<B: Buf> Engine<B> {
         if d.active > 0 || d.next < d.candidates.len() || d.next_zeroes < d.zeroes.len() {
             return;
         }
-        // Segments that gave nothing: their volumes fail, or others hold their blocks.
+        // What gave nothing: its volumes fail, or others hold its blocks.
         if !self.destage.did_something {
+            if !self.destage.zeroes.is_empty() {
+                self.destage.zeroes_from = cx.now + SKIP;
+            }
             for at in 0..self.destage.segments.len() {
                 let seg = self.destage.segments[at];
                 if let Some(s) = self.segs.get_mut(seg) {

@@ -108,8 +108,11 @@ impl<B: Buf> Engine<B> {
         let lasting = !self.volatile
             || self.plant.has(Bug::FillUnflushed)
             || !vol.backing.volatile_write_cache
-            || (!vol.unflushed && vol.flushing == 0 && vol.doubts == 0);
+            || (!vol.unflushed && vol.flushing == 0);
+        // A write that timed out may change the backing device behind a copy of what was there.
+        let settled = vol.doubts == 0 || self.plant.has(Bug::FillInDoubt);
         lasting
+            && settled
             && vol.caching
             && !vol.detaching
             && !self.stopping

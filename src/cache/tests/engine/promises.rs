@@ -1,8 +1,8 @@
 //! Promises of docs/CONSISTENCY.md that no other test shows by itself.
 
 use crate::harness::{Setup, World};
-use forebay_cache::engine::{CacheMode, Limits};
-use forebay_io::{Duration, Outcome, RequestOp};
+use forebay_cache::engine::{CacheMode, CopyAt, Event, Limits};
+use forebay_io::{BlockError, DeviceError, Duration, Outcome, RequestOp};
 
 const K: u64 = 4096;
 const SIZE: u64 = 2 << 20;
@@ -99,4 +99,54 @@ fn a_lost_cache_takes_no_more_than_what_was_dirty() {
             w.model[0].check_read(block * K, &data, now, now);
         }
     }
+}
+
+#[test]
+fn what_a_write_that_timed_out_may_still_change_is_not_kept() {
+    for seed in 0..10 {
+        let limits = Limits { op_timeout: Duration::from_secs(1), ..Limits::default() };
+        let volumes = vec![(SIZE, 4096, CacheMode::WriteAround)];
+        let backing_volatile = seed % 2 == 0;
+        let setup = Setup { volumes, backing_volatile, limits, ..Setup::default() };
+        let mut w = World::new(seed, setup);
+        w.backing[0].faults.write = Some(DeviceError::Timeout);
+        let tag = w.ask(0, RequestOp::Write, 0, K);
+        assert_eq!(w.wait_done(tag), Outcome::Failed(BlockError::NotReady));
+        w.backing[0].faults.write = None;
+        let read_on = |w: &mut World| {
+            for _ in 0..3 {
+                w.read(0, 0, K);
+                w.run_for(20_000_000);
+            }
+            w.engine.locate(World::id(0), 0, 1, 1)[0].copy
+        };
+        assert_eq!(read_on(&mut w), CopyAt::Backing, "seed {seed}: it may still be carried out");
+        w.run_for(2_000_000_000);
+        assert_eq!(read_on(&mut w), CopyAt::Clean, "seed {seed}: the device has given it up");
+    }
+}
+
+#[test]
+fn zeroes_that_cannot_be_written_yet_are_no_busy_loop() {
+    let limits = Limits { op_timeout: Duration::from_secs(2), ..Limits::default() };
+    let volumes = vec![(SIZE, 4096, CacheMode::WriteBack)];
+    let mut w = World::new(1, Setup { volumes, volatile: true, limits, ..Setup::default() });
+    let tag = w.ask(0, RequestOp::Deallocate, 0, 32 * K);
+    assert_eq!(w.wait_done(tag), Outcome::Done);
+    // Destage's own write of them times out: nothing else is written there for as long as that limit.
+    w.backing[0].faults.write = Some(DeviceError::Timeout);
+    w.engine.drain(World::id(0)).unwrap();
+    w.wait_for(|e| matches!(e, Event::BackingFailing { .. }));
+    w.backing[0].faults.write = None;
+    // It answers, so that nothing but those blocks is held up.
+    w.read(0, 64 * K, K);
+    let (flushes, from) = (w.cache.flushes, w.now);
+    while !w.events.iter().any(|e| matches!(e, Event::Drained { .. })) {
+        // As a reactor that still polls after its last work.
+        w.pump();
+        w.step();
+    }
+    assert!(w.now - from > 1_000_000_000, "it waited for the device to give the write up");
+    let flushes = w.cache.flushes - flushes;
+    assert!(flushes < 40, "{flushes} flushes of the cache device meanwhile");
 }
