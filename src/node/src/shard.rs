@@ -259,15 +259,6 @@ impl<B: Buf, P: BufPool<Buf = B> + Clone> Shard<B, P> {
         for engine in &mut ways.engines {
             engine.end_of_poll(&mut ways.pool, now);
         }
-        if self.plant.has(Bug::AckBeforeDurable) {
-            for engine in &mut ways.engines {
-                for volume in ways.commits.keys() {
-                    if let Some(stats) = engine.volume_stats(*volume) {
-                        engine.commit(*volume, stats.last, &mut ways.pool, now);
-                    }
-                }
-            }
-        }
         if self.target.waiting_for_buffers() {
             self.target.poll_buffers(&mut ways.pool);
         }
@@ -290,7 +281,9 @@ impl<B: Buf, P: BufPool<Buf = B> + Clone> Shard<B, P> {
 
     /// A message could not be sent: the other's mailbox is full. It is the next one again.
     pub fn unsent(&mut self, to: u32, message: Message<B>) {
-        self.ways.outbox.push_front((to, message));
+        if !self.plant.has(Bug::UnsentLost) {
+            self.ways.outbox.push_front((to, message));
+        }
     }
 
     /// Carries what the engines have finished to where it belongs. Returns whether there was any.
@@ -327,11 +320,6 @@ impl<B: Buf, P: BufPool<Buf = B> + Clone> Shard<B, P> {
             Ok(Some(point)) => {
                 if let Some(engine) = ways.engines.get_mut(engine) {
                     engine.commit(volume, point, &mut ways.pool, now);
-                }
-            }
-            Ok(None) if self.plant.has(Bug::AckBeyondGap) => {
-                if let Some(engine) = ways.engines.get_mut(engine) {
-                    engine.commit(volume, run.1, &mut ways.pool, now);
                 }
             }
             Ok(None) => {}

@@ -5,10 +5,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Bug {
-    /// The shard acknowledges writes whose records are not durable.
-    AckBeforeDurable = FIRST,
-    /// The shard acknowledges a number before the ones below it.
-    AckBeyondGap,
+    /// What a full mailbox of another reactor did not take is lost.
+    UnsentLost = FIRST,
     /// Some answers to another reactor are lost.
     AnswerLost,
     /// Some answers to another reactor are sent twice.

@@ -2,6 +2,7 @@
 
 use crate::device::info;
 use crate::rng::Rng;
+use crate::script::SCENES_FROM;
 use forebay_cache::engine::{CacheMode, EngineConfig, Limits, OnFailure, VolumeSpec};
 use forebay_cache::format::plan::{FormatOptions, Step, plan};
 use forebay_cache::policy::PolicyKind;
@@ -121,7 +122,7 @@ impl Config {
             PolicyKind::Fifo,
             PolicyKind::WriteOnly,
         ]);
-        config.volatile = rng.one_in(3);
+        config.volatile = rng.one_in(3) || (seed >= SCENES_FROM && seed.is_multiple_of(2));
         config.backing_volatile = !rng.one_in(5);
         config.write_zeroes = !rng.one_in(4);
         config.on_failure = rng.pick(&[OnFailure::Wait, OnFailure::Fail]);

@@ -10,7 +10,7 @@
 //! | [`device`], [`medium`] | simulated devices and what is on them; faults; crashes |
 //! | [`oracle`], [`history`] | what each sector may hold; what hosts asked and got |
 //! | [`images`], [`bounded`] | every moment of a history as the moment of a crash |
-//! | [`workload`], [`script`], [`run`] | seeded runs with faults |
+//! | [`workload`], [`script`], `scenes`, [`run`] | seeded runs with faults |
 //! | [`node`] | a whole node: shards, hosts, NVMe/TCP bytes |
 //! | [`ordered`] | write-back-ordered with the cache lost |
 //! | [`minimise`] | shortens a failing history |
@@ -38,6 +38,7 @@ pub mod ordered;
 pub mod plants;
 pub mod rng;
 pub mod run;
+mod scenes;
 pub mod script;
 pub mod suite;
 pub mod workload;

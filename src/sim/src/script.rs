@@ -2,6 +2,7 @@
 
 use crate::config::{Config, MODES, VolumeConfig};
 use crate::rng::Rng;
+use crate::scenes::scene;
 use crate::workload::random_ask;
 use crate::world::Ask;
 use forebay_cache::engine::CacheMode;
@@ -28,6 +29,9 @@ pub enum Weather {
 /// The weather of a seed.
 #[must_use]
 pub fn weather(seed: u64) -> Weather {
+    if seed >= SCENES_FROM && seed.is_multiple_of(2) {
+        return Weather::Backing;
+    }
     match Rng::new(seed, 20).below(12) {
         0..=3 => Weather::Fair,
         4 | 5 => Weather::Backing,
@@ -120,6 +124,9 @@ fn more(weather: Weather, config: &Config, rng: &mut Rng) -> Option<Fault> {
 /// as it is: the regression tests name some of them.
 pub const RICHER_FROM: u64 = 1000;
 
+/// Seeds from here on have scenes, too.
+pub const SCENES_FROM: u64 = 100_000;
+
 pub(crate) fn fault(weather: Weather, config: &Config, rng: &mut Rng) -> Option<Fault> {
     let volume = rng.index(config.volumes.len());
     let some = |rng: &mut Rng| if rng.one_in(2) { rng.pick(&[1, 2, 5, 20]) } else { 0 };
@@ -165,6 +172,7 @@ pub fn script(seed: u64, config: &Config) -> Vec<Step> {
     let (most, patience) = (rng.pick(&[2, 16, 40]), rng.pick(&[2, 3, 8]));
     let crashes = rng.pick(&[0, 60, 120]);
     let mut scan = 0;
+    let mut scenes = (seed >= SCENES_FROM).then(|| Rng::new(seed, 23));
     let mut richer = (seed >= RICHER_FROM).then(|| Rng::new(seed, 22));
     for _ in 0..total {
         match rng.below(400) {
@@ -201,6 +209,11 @@ pub fn script(seed: u64, config: &Config) -> Vec<Step> {
         }
         if let Some(rng) = &mut richer {
             richer_steps(weather, config, &last, rng, &mut steps);
+        }
+        if let Some(rng) = &mut scenes
+            && rng.one_in(60)
+        {
+            scene(weather, config, rng, &mut steps);
         }
         if rng.one_in(patience) {
             steps.push(Step::Poll(1 + rng.below(4)));

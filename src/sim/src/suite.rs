@@ -4,6 +4,7 @@ use crate::bounded;
 use crate::images::{Effort, ImageCounts};
 use crate::node;
 use crate::run::{Options, run};
+use crate::script::SCENES_FROM;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -58,6 +59,19 @@ pub struct SeedCounts {
     pub equal: u64,
     /// Seeds in which something is wrong, unequal sums included.
     pub violations: u64,
+}
+
+impl SeedCounts {
+    /// Adds other seeds'.
+    const fn add(&mut self, other: &Self) {
+        self.seeds += other.seeds;
+        self.faults += other.faults;
+        self.crashes += other.crashes;
+        self.requests += other.requests;
+        self.reads += other.reads;
+        self.equal += other.equal;
+        self.violations += other.violations;
+    }
 }
 
 /// Runs seeds; one in a hundred twice.
@@ -238,6 +252,8 @@ struct Size {
     longs: u64,
     effort: Effort,
     seeds: u64,
+    /// Seeds with scenes.
+    scenes: u64,
     /// Runs in write-back-ordered.
     ordered: u64,
     /// Seeds of a whole node.
@@ -261,7 +277,8 @@ fn all(size: &Size) -> bool {
     let count = (end - from).div_ceil(size.triples);
     let triples = images(&Images { from, count, step: size.triples, ..plain });
     let longs = images(&Images { long: true, count: size.longs, step: 1, ..plain });
-    let seeded = seeds(&Seeds { from: 0, count: size.seeds, plant: 0 });
+    let mut seeded = seeds(&Seeds { from: 0, count: size.seeds, plant: 0 });
+    seeded.add(&seeds(&Seeds { from: SCENES_FROM, count: size.scenes, plant: 0 }));
     let ordered = crate::ordered::seeds(0, size.ordered, crate::ordered::STEPS, false);
     let nodes = node(&Seeds { from: 0, count: size.nodes, plant: 0 });
     let mut counts = pairs.counts;
@@ -290,7 +307,16 @@ fn all(size: &Size) -> bool {
 /// What is run for every change.
 pub fn ci() -> bool {
     let effort = Effort { per_cut: 12, stride: 2, interrupt: 10, drain: 10 };
-    all(&Size { pairs: 13, triples: 801, longs: 60, effort, seeds: 2000, ordered: 320, nodes: 300 })
+    all(&Size {
+        pairs: 13,
+        triples: 801,
+        longs: 60,
+        effort,
+        seeds: 2000,
+        scenes: 200,
+        ordered: 320,
+        nodes: 300,
+    })
 }
 
 /// The long run.
@@ -302,6 +328,7 @@ pub fn soak() -> bool {
         longs: 2000,
         effort,
         seeds: 20_000,
+        scenes: 2000,
         ordered: 2000,
         nodes: 5000,
     })

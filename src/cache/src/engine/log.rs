@@ -332,7 +332,7 @@ impl<B: Buf> Engine<B> {
                     self.moved_counts(&record, batch.seg, from);
                     self.unpin(batch.seg);
                 }
-            } else if record.kind.takes_lsn() {
+            } else if record.kind.takes_lsn() && !self.plant.has(Bug::AckBeforeDurable) {
                 if let Some(vol) = self.vols.of_index(record.volume, record.generation) {
                     let first = Lsn(vol.persisted + 1);
                     vol.persisted = record.lsn.0;
@@ -347,7 +347,7 @@ impl<B: Buf> Engine<B> {
     }
 
     /// Says what is durable, joined with what was said just before.
-    fn persisted_event(&mut self, volume: forebay_io::VolumeId, first: Lsn, last: Lsn) {
+    pub(super) fn persisted_event(&mut self, volume: forebay_io::VolumeId, first: Lsn, last: Lsn) {
         for (event, _) in self.events.iter_mut().rev().take(4) {
             if let Event::Persisted { volume: other, last: end, .. } = event
                 && *other == volume

@@ -262,9 +262,9 @@ impl<B: Buf> Engine<B> {
         let clean = dirty == 0 && ranges.is_empty();
         // What is dirty must be destaged before the log may be bypassed.
         let bypasses = matches!(spec.mode, CacheMode::PassThrough | CacheMode::WriteAround);
-        let left = bypasses && !clean && !self.plant.has(Bug::AttachDirty);
+        let left = bypasses && !clean;
         let cold = spec.mode == CacheMode::PassThrough && found.is_some_and(|found| found.live > 0);
-        let switching = left || cold;
+        let switching = (left || cold) && !self.plant.has(Bug::AttachDirty);
         Volume {
             id: spec.id,
             index: entry.index,

@@ -449,6 +449,10 @@ impl<B: Buf> Engine<B> {
         if self.plant.has(Bug::IndexBeforeDurable) {
             let (place, lsn) = (req.volume, vol.next_lsn - 1);
             self.apply(place, &pending, lsn);
+        } else if self.plant.has(Bug::AckBeforeDurable) {
+            let (volume, lsn) = (vol.id, Lsn(vol.next_lsn - 1));
+            vol.persisted = lsn.0;
+            self.persisted_event(volume, lsn, lsn);
         }
     }
 

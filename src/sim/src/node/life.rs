@@ -212,6 +212,12 @@ impl World {
         self.serving = true;
     }
 
+    /// Something is on its way to a host while a cache device has operations under way.
+    pub fn answers_early(&self) -> bool {
+        self.reactors.iter().any(|reactor| reactor.cache.in_flight() > 0)
+            && self.links.values().any(|link| link.open && !link.down.is_empty())
+    }
+
     /// A connection breaks: either end learns of it some time.
     pub fn cut(&mut self, pick: usize) {
         let Some(id) = self.links.keys().nth(pick % self.links.len().max(1)).copied() else {

@@ -19,7 +19,7 @@
 //! | [`host`] | a host: its association, its commands |
 //! | [`judge`] | what was asked and answered, and the oracles |
 //! | [`world`], [`reactor`], [`life`], [`check`] | the node and time; one reactor's poll; starts, stops and crashes; what is looked at |
-//! | [`script`], [`run`] | seeded runs |
+//! | [`script`], `scenes`, [`run`] | seeded runs |
 
 pub mod check;
 pub mod host;
@@ -28,6 +28,7 @@ pub mod life;
 pub mod link;
 pub mod reactor;
 pub mod run;
+mod scenes;
 pub mod script;
 pub mod tap;
 pub mod world;

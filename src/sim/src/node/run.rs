@@ -15,6 +15,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 const UNDER_WAY_MAX: usize = 32;
 /// Polls that one step of the script takes at most.
 const POLLS_MAX: u64 = 3_000;
+/// Polls at most until an answer is on its way.
+const ANSWER_POLLS_MAX: u32 = 200;
 
 /// What came of a run.
 #[derive(Clone, Debug)]
@@ -102,8 +104,19 @@ fn carry_out(world: &mut World, weather: Weather, step: &Step) {
             }
         }
         // A cache that failed is put on record and not trusted again.
-        Step::Crash(_) | Step::Restart if world.cache_failed => {}
+        Step::Crash(_) | Step::CrashAnswered(_) | Step::Restart if world.cache_failed => {}
         Step::Crash(power) => world.crash(*power),
+        Step::CrashAnswered(power) => {
+            for _ in 0..ANSWER_POLLS_MAX {
+                if world.failed() || world.answers_early() {
+                    break;
+                }
+                world.step();
+            }
+            if !world.cache_failed {
+                world.crash(*power);
+            }
+        }
         Step::Restart => {
             world.calm();
             world.restart();

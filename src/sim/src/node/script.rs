@@ -1,5 +1,6 @@
 //! What happens in a seeded run of a node, as a list of steps that can be shortened.
 
+use super::scenes::scene;
 use super::world::Plan;
 use crate::config::MODES;
 use crate::rng::Rng;
@@ -23,6 +24,8 @@ pub enum Step {
     Sleep(u64),
     /// The process dies; with it the power, or not.
     Crash(bool),
+    /// The same, as soon as an answer is on its way while a cache device has something to do.
+    CrashAnswered(bool),
     /// A clean stop and a start.
     Restart,
     /// A mode switch.
@@ -78,7 +81,7 @@ fn ask(volumes: &[(u64, u32)], rng: &mut Rng, most: u64, hot: bool) -> Ask {
 /// The steps of a seed.
 #[must_use]
 pub fn script(seed: u64, plan: &Plan) -> Vec<Step> {
-    let mut rng = Rng::new(seed, 43);
+    let (mut rng, mut scenes) = (Rng::new(seed, 43), Rng::new(seed, 44));
     let weather = weather(seed);
     let volumes: Vec<(u64, u32)> = plan.config.volumes.iter().map(|v| (v.size, v.unit)).collect();
     let mut steps = Vec::new();
@@ -118,6 +121,9 @@ pub fn script(seed: u64, plan: &Plan) -> Vec<Step> {
         steps.push(Step::Ask(rng.index(4), ask(&volumes, &mut rng, most, hot)));
         if rng.one_in(patience) {
             steps.push(Step::Poll(1 + rng.below(6)));
+        }
+        if scenes.one_in(60) {
+            scene(plan, &mut scenes, &mut steps);
         }
     }
     steps
