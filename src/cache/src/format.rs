@@ -14,6 +14,7 @@
 //! | [`footer`] | the footer of a sealed segment, and the free mark |
 //! | [`plan`] | what `forebay format` writes |
 //! | [`open`] | reads the header and all superblocks of a device |
+//! | [`order_journal`] | the journal of `write-back-ordered`, on a device of its own |
 //!
 //! # What the engine owes the format (recovery relies on each line; the proof is in FORMAT.md)
 //!
@@ -62,6 +63,7 @@ pub mod device;
 pub mod footer;
 pub mod geometry;
 pub mod open;
+pub mod order_journal;
 pub mod plan;
 pub mod record;
 pub mod segment_log;

@@ -7,6 +7,7 @@ pub mod format;
 pub mod ghost;
 pub mod hazard;
 pub mod index;
+pub mod order_journal;
 pub mod plant;
 pub mod policy;
 pub mod ranges;
