@@ -11,7 +11,7 @@
 //! | `log`, `stream`, `segments`, `seal` | batches, segments, footers |
 //! | `destage`, `reclaim` | dirty data to the backing devices, room for new data |
 //! | `mode`, `detach`, `super_io` | live switches, drain, attach, detach, stop; the superblock |
-//! | `order` | batches of `write-back-ordered` |
+//! | `order` | batches of `write-back-ordered`, and their journal |
 //! | `throttle`, `flush`, `failure`, `stats`, `scrub`, `locate` | as named |
 
 mod backing;
@@ -46,7 +46,7 @@ mod write;
 
 pub use locate::{CopyAt, Place};
 pub use mode::{ControlError, MAX_VOLUMES};
-pub use order::OrderState;
+pub use order::{OrderJournalStats, OrderState};
 pub use scrub::{ScrubReport, ScrubState, ScrubStatus};
 pub use stats::{BlockCounts, Counts, EngineStats, SILENT, VolumeStats};
 pub use types::{Action, Aim, BLOCK, CacheMode, Event, Limits, OnFailure, Source, VolumeSpec};
@@ -354,6 +354,14 @@ impl<B: Buf> Engine<B> {
                 self.destage_write_done(cx, run, done.result);
                 self.destage_step(cx);
             }
+            What::Gathered { run } => {
+                self.gathered(cx, run, done.result);
+                self.destage_step(cx);
+            }
+            What::Ordered { place, step } => {
+                self.journal_done(cx, place, step, done);
+                self.journals_step(cx);
+            }
             What::DestageFlush { volume } => {
                 self.destage_flush_done(cx, volume, done.result);
                 self.destage_step(cx);
@@ -432,6 +440,7 @@ impl<B: Buf> Engine<B> {
         if !self.scrub.is_idle() {
             self.scrub_step(&mut cx);
         }
+        self.journals_step(&mut cx);
         self.control_step(&mut cx);
         self.watch(&mut cx);
         self.settle(&mut cx);
@@ -450,7 +459,10 @@ impl<B: Buf> Engine<B> {
         if let Some(since) = self.fills.since {
             at = at.min(since + fill::STAGED_MAX);
         }
-        at = at.min(self.destage.deadline()).min(self.sweep_deadline());
+        at = at
+            .min(self.destage.deadline())
+            .min(self.sweep_deadline())
+            .min(self.journals_deadline());
         if self.destage.zeroes_from > self.last_poll {
             at = at.min(self.destage.zeroes_from);
         }
@@ -495,6 +507,7 @@ impl<B: Buf> Engine<B> {
             && self.events.is_empty()
             && self.refusals.is_empty()
             && self.destage.is_idle()
+            && self.vols.iter().all(|(_, vol)| !vol.journal_busy())
             && self.reclaim.is_idle()
             && self.streams.iter().all(Stream::is_idle)
     }

@@ -6,9 +6,12 @@ use crate::config::uuid;
 use crate::device::Device;
 use forebay_cache::format::device::DeviceHeader;
 use forebay_cache::format::open::Opener;
+use forebay_cache::format::order_journal::JournalError;
 use forebay_cache::index::Index;
+use forebay_cache::order_journal::{JournalOpener, OpenedJournal};
 use forebay_cache::recovery::{Recovered, Recovery};
-use forebay_io::OpKind;
+use forebay_io::device::DeviceInfo;
+use forebay_io::{OpKind, Uuid};
 
 /// How an opening ended.
 pub enum Boot {
@@ -72,5 +75,27 @@ pub fn boot(cache: &mut Device, cut: Option<u64>, plant: u16) -> Boot {
     match recovery.finish() {
         Ok(recovered) => Boot::Up(Box::new((opened.header, recovered))),
         Err(error) => Boot::Refused(error.to_string()),
+    }
+}
+
+/// Opens a volume's ordered journal, whose operations end at once.
+///
+/// # Errors
+/// As the opener says.
+pub fn open_journal(
+    journal: &mut Device,
+    volume: Uuid,
+    backing: &DeviceInfo,
+) -> Result<OpenedJournal, JournalError> {
+    let mut pool = SimPool::default();
+    let mut opener = JournalOpener::new(volume, backing, &journal.info);
+    loop {
+        if let Some(result) = opener.result() {
+            return result;
+        }
+        // (The pool has no bound here, so that there always is an operation.)
+        if let Some(op) = opener.poll_action(&mut pool) {
+            opener.handle_completion(journal.serve(op));
+        }
     }
 }

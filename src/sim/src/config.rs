@@ -57,6 +57,8 @@ pub struct Config {
     pub backing_latency: (u64, u64),
     /// Longest time of a message between reactors.
     pub mail: u64,
+    /// Bytes of the ordered journal of the first volume; 0 for none.
+    pub journal: u64,
     /// The rule that is removed on purpose; 0 for none.
     pub plant: u16,
 }
@@ -87,6 +89,7 @@ impl Config {
             cache_latency: (10_000, 90_000),
             backing_latency: (50_000, 500_000),
             mail: 0,
+            journal: 0,
             plant: 0,
         }
     }

@@ -68,6 +68,7 @@ impl Faults {
     }
 }
 
+#[derive(Clone)]
 struct Flying {
     ready: u64,
     op: Op<SimBuf>,
@@ -77,6 +78,7 @@ struct Flying {
 }
 
 /// A write that completed and is not for good.
+#[derive(Clone)]
 struct Loose {
     number: u64,
     offset: u64,
@@ -126,6 +128,7 @@ pub struct Injected {
 }
 
 /// A device.
+#[derive(Clone)]
 pub struct Device {
     /// What it states of itself.
     pub info: DeviceInfo,

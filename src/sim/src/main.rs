@@ -28,7 +28,7 @@ forebay-sim bounded|long [--from N] [--count N] [--step N] [--per-cut N] [--ever
                                                    crash images of bounded or longer workloads
 forebay-sim bounded|long --from N --count 1 --cut C --image I --lines 1
                                                    one crash image, with its timeline
-forebay-sim ordered [--from N] [--count N] [--steps N] [--lines 1]
+forebay-sim ordered [--from N] [--count N] [--steps N] [--lines 1] [--journal 1]
                                                    write-back-ordered: the backing device alone, at each moment
 forebay-sim ci | soak                              all of it, with a last line of counts
 forebay-sim plants [--only P] [--seeds N] [--images N]
@@ -75,7 +75,9 @@ fn main() -> ExitCode {
         "ordered" => {
             let steps = number("steps", ordered::STEPS);
             let (from, count) = (number("from", 0), number("count", 100));
-            ordered::seeds(from, count, steps, named.contains_key("lines")).violations == 0
+            let journal = number("journal", 0) > 0;
+            let lines = named.contains_key("lines");
+            ordered::seeds(from, count, steps, lines, journal).violations == 0
         }
         "ci" => suite::ci(),
         "soak" => suite::soak(),

@@ -7,7 +7,8 @@
 //! something that is not older. States in the middle of a batch, and before the first one after a
 //! start or a switch is complete, are counted and reported apart.
 
-use crate::config::{Config, VolumeConfig, id_of};
+use crate::boot::open_journal;
+use crate::config::{Config, VolumeConfig, id_of, uuid};
 use crate::device::Faults;
 use crate::history::{Host, Moment};
 use crate::medium::Medium;
@@ -17,8 +18,10 @@ use crate::suite::each;
 use crate::workload::random_ask;
 use crate::world::World;
 use forebay_cache::engine::{CacheMode, Limits, OrderState};
+use forebay_cache::format::order_journal::{Entry, least_bytes};
+use forebay_cache::order_journal::Found;
 use forebay_io::{DeviceError, Duration, RequestOp};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 const BLOCK: u64 = 4096;
@@ -126,6 +129,13 @@ pub struct OrderedCounts {
     pub before: u64,
     /// See `before`.
     pub before_broken: u64,
+    /// With an ordered journal: crash states after its replay, of those said to be between batches and
+    /// within one; each with the process's death alone or with a power loss.
+    pub replayed_between: u64,
+    /// See `replayed_between`.
+    pub replayed_within: u64,
+    /// Those in which the journal held a complete batch.
+    pub replays: u64,
     /// Crashes with a recovery.
     pub crashes: u64,
     /// Runs with a violation.
@@ -141,6 +151,9 @@ impl OrderedCounts {
         self.within_broken += more.within_broken;
         self.before += more.before;
         self.before_broken += more.before_broken;
+        self.replayed_between += more.replayed_between;
+        self.replayed_within += more.replayed_within;
+        self.replays += more.replays;
         self.crashes += more.crashes;
         self.violations += more.violations;
     }
@@ -192,6 +205,10 @@ impl Run {
             broken = self.prefix.broken(device);
         }
         let bad = broken.is_some();
+        if !same || self.last.is_none() {
+            self.replay(state)?;
+        }
+        let device = &self.world.backing[0].bytes;
         match (state, broken) {
             (OrderState::Prefix(lsn), broken) => {
                 self.counts.between += 1;
@@ -211,7 +228,57 @@ impl Run {
                 self.counts.before_broken += u64::from(broken.is_some());
             }
         }
-        self.last = Some((state, self.world.backing[0].bytes.clone(), bad));
+        self.last = Some((state, device.clone(), bad));
+        Ok(())
+    }
+
+    /// Loses the cache now, the process alone or with a power loss, and replays the ordered journal.
+    fn replay(&mut self, state: OrderState) -> Result<(), String> {
+        let Some(journal) = self.world.journal.clone() else { return Ok(()) };
+        let count = match state {
+            OrderState::Prefix(_) => &mut self.counts.replayed_between,
+            OrderState::Destaging(..) => &mut self.counts.replayed_within,
+            OrderState::NotYet => return Ok(()),
+        };
+        *count += 2;
+        for power in [false, true] {
+            let (mut journal, mut backing) = (journal.clone(), self.world.backing[0].clone());
+            journal.crash(power);
+            backing.crash(power);
+            let opened = open_journal(&mut journal, uuid(1), &backing.info)
+                .map_err(|error| format!("{state:?}: the journal is refused: {error}"))?;
+            match opened.found {
+                Found::Nothing => {}
+                Found::Damaged => return Err(format!("{state:?}: a complete batch is damaged")),
+                Found::Batch(entries) => {
+                    self.counts.replays += 1;
+                    let layout = opened.header.layout;
+                    let mut slot = 0;
+                    let mut seen = BTreeSet::new();
+                    for entry in entries {
+                        let (block, blocks, data) = match entry {
+                            Entry::Zeroes { block, blocks } => (block, blocks, vec![0; 4096]),
+                            Entry::Data { block, .. } => {
+                                let data = journal.bytes.bytes(layout.data_offset(slot), BLOCK);
+                                slot += 1;
+                                (block, 1, data)
+                            }
+                        };
+                        for block in block..block + u64::from(blocks) {
+                            if !seen.insert(block) {
+                                return Err(format!(
+                                    "{state:?}: block {block} is twice in a batch"
+                                ));
+                            }
+                            backing.bytes.write(block * BLOCK, &data);
+                        }
+                    }
+                }
+            }
+            if let Some(what) = self.prefix.broken(&backing.bytes) {
+                return Err(format!("{state:?}, power {power}, after the replay: {what}"));
+            }
+        }
         Ok(())
     }
 }
@@ -256,11 +323,21 @@ fn config(seed: u64, mode: CacheMode, rng: &mut Rng) -> Config {
     config
 }
 
-/// One run: its counts, and what is wrong. With `lines` its timeline is printed.
-pub fn run(seed: u64, steps: u64, lines: bool) -> (OrderedCounts, Result<(), String>) {
+/// One run: its counts, and what is wrong. With `lines` its timeline is printed; with `journal` the
+/// volume has an ordered journal.
+pub fn run(
+    seed: u64,
+    steps: u64,
+    lines: bool,
+    journal: bool,
+) -> (OrderedCounts, Result<(), String>) {
     let mode = CacheMode::WriteBackOrdered;
     let mut rng = Rng::new(seed, 71);
-    let world = World::new(config(seed, mode, &mut rng), lines);
+    let mut config = config(seed, mode, &mut rng);
+    if journal {
+        config.journal = rng.pick(&[least_bytes(), 4 << 20]);
+    }
+    let world = World::new(config, lines);
     let counts = OrderedCounts { seeds: 1, ..OrderedCounts::default() };
     let mut run = Run { world, prefix: Prefix::default(), last: None, counts };
     run.world.tolerance.refused = true;
@@ -297,7 +374,10 @@ fn go(run: &mut Run, rng: &mut Rng, mode: CacheMode, steps: u64) -> Result<(), S
                     budget: rng.pick(&[3, 30]),
                     ..Faults::default()
                 };
-                run.world.backing[0].faults = faults;
+                match &mut run.world.journal {
+                    Some(disk) if rng.one_in(2) => disk.faults = faults,
+                    _ => run.world.backing[0].faults = faults,
+                }
             }
             2 if mode == CacheMode::WriteBackOrdered => {
                 let other = rng.pick(&[
@@ -319,7 +399,9 @@ fn go(run: &mut Run, rng: &mut Rng, mode: CacheMode, steps: u64) -> Result<(), S
             break;
         }
     }
-    run.world.backing[0].faults = Faults::default();
+    for disk in run.world.backing.iter_mut().chain(&mut run.world.journal) {
+        disk.faults = Faults::default();
+    }
     run.world.quiesce();
     run.look()?;
     run.world.drain_and_wait(0);
@@ -328,12 +410,12 @@ fn go(run: &mut Run, rng: &mut Rng, mode: CacheMode, steps: u64) -> Result<(), S
 
 /// Runs seeds on all processors.
 #[must_use]
-pub fn seeds(from: u64, count: u64, steps: u64, lines: bool) -> OrderedCounts {
+pub fn seeds(from: u64, count: u64, steps: u64, lines: bool, journal: bool) -> OrderedCounts {
     let started = std::time::Instant::now();
     let all = Mutex::new(OrderedCounts::default());
     each(count, |at| {
         let seed = from + at;
-        let (counts, result) = run(seed, steps, lines);
+        let (counts, result) = run(seed, steps, lines, journal);
         let mut all = all.lock().expect("no thread panics with it");
         all.add(&counts);
         if let Err(what) = result {
@@ -341,7 +423,8 @@ pub fn seeds(from: u64, count: u64, steps: u64, lines: bool) -> OrderedCounts {
             if all.violations <= 12 {
                 println!("ordered {seed}: {what}");
                 println!(
-                    "    replay: forebay-sim ordered --from {seed} --count 1 --steps {steps} --lines 1"
+                    "    replay: forebay-sim ordered --from {seed} --count 1 --steps {steps} --lines 1 --journal {}",
+                    u8::from(journal)
                 );
             }
         }
@@ -362,6 +445,13 @@ pub fn seeds(from: u64, count: u64, steps: u64, lines: bool) -> OrderedCounts {
         all.violations,
         started.elapsed().as_secs_f64()
     );
+    if journal {
+        println!(
+            "ordered: with the journal, after its replay: {} crash states between batches, {} in \
+             mid-destage; {} of them with a complete batch to replay",
+            all.replayed_between, all.replayed_within, all.replays
+        );
+    }
     all
 }
 
@@ -371,9 +461,16 @@ mod tests {
 
     #[test]
     fn between_batches_the_backing_device_alone_is_a_prefix() {
-        let counts = seeds(0, 24, 1500, false);
+        let counts = seeds(0, 24, 1500, false, false);
         assert_eq!(counts.violations, 0);
         assert!(counts.between > 1000 && counts.within_broken > 0, "{counts:?}");
+    }
+
+    #[test]
+    fn with_the_journal_it_is_one_at_any_time_after_the_replay() {
+        let counts = seeds(0, 8, 1500, false, true);
+        assert_eq!(counts.violations, 0);
+        assert!(counts.within_broken > 0 && counts.replays > 100, "{counts:?}");
     }
 
     /// Plain write-back destages in no order: the check must see it, or it could not fail.

@@ -279,13 +279,14 @@ fn all(size: &Size) -> bool {
     let longs = images(&Images { long: true, count: size.longs, step: 1, ..plain });
     let mut seeded = seeds(&Seeds { from: 0, count: size.seeds, plant: 0 });
     seeded.add(&seeds(&Seeds { from: SCENES_FROM, count: size.scenes, plant: 0 }));
-    let ordered = crate::ordered::seeds(0, size.ordered, crate::ordered::STEPS, false);
+    let ordered = crate::ordered::seeds(0, size.ordered, crate::ordered::STEPS, false, false);
+    let journal = crate::ordered::seeds(0, size.ordered / 2, crate::ordered::STEPS, false, true);
     let nodes = node(&Seeds { from: 0, count: size.nodes, plant: 0 });
     let mut counts = pairs.counts;
     counts.add(&triples.counts);
     counts.add(&longs.counts);
     let violations = pairs.violations + triples.violations + longs.violations + seeded.violations;
-    let violations = violations + ordered.violations;
+    let violations = violations + ordered.violations + journal.violations;
     println!(
         "sim: {} seeds, {} faults injected, {} crashes, {} reads judged, {} seeds run twice with equal sums; \
          {} crash images of {} histories ({} torn, {} with recovery interrupted, {} drained); {violations} violations; {:.0} s",

@@ -12,7 +12,7 @@ mod operate;
 
 pub use ask::Ask;
 
-use crate::boot::{Boot, boot};
+use crate::boot::{Boot, boot, open_journal};
 use crate::buffer::{SimBuf, SimPool};
 use crate::config::{Config, id_of};
 use crate::device::Device;
@@ -72,6 +72,8 @@ pub struct World {
     pub cache: Device,
     /// The backing devices.
     pub backing: Vec<Device>,
+    /// The ordered journal of the first volume, if it has one.
+    pub journal: Option<Device>,
     /// The judges.
     pub oracles: Vec<Oracle>,
     /// Where each volume's mode goes.
@@ -163,6 +165,12 @@ impl World {
         for disk in &mut backing {
             disk.latency = config.backing_latency;
         }
+        let journal = (config.journal > 0).then(|| {
+            let info = crate::device::info("journal", config.journal, config.backing_volatile);
+            let mut disk = Device::new(info, Rng::new(config.seed, 30));
+            disk.latency = config.cache_latency;
+            disk
+        });
         let pool = SimPool::default();
         let (bypassed, drained) = (vec![false; modes.len()], vec![false; modes.len()]);
         Self {
@@ -170,6 +178,7 @@ impl World {
             pool,
             cache,
             backing,
+            journal,
             oracles,
             bypassed,
             modes,
@@ -322,6 +331,15 @@ impl World {
         if let Err(error) = self.engine().add_volume(&spec) {
             self.fail(format!("volume {n} was refused: {error}"));
             return false;
+        }
+        if let Some(disk) = self.journal.as_mut().filter(|_| n == 0) {
+            let opened = open_journal(disk, spec.uuid, &spec.backing);
+            let given =
+                opened.and_then(|opened| self.engine().set_ordered_journal(spec.id, opened));
+            if let Err(error) = given {
+                self.fail(format!("the ordered journal of volume {n} was refused: {error}"));
+                return false;
+            }
         }
         self.wait_for(|event| *event == Event::Attached { volume: id_of(n) });
         true

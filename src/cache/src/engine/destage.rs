@@ -33,6 +33,8 @@ const WRITTEN_MANY: usize = 2048;
 /// Blocks of one write-zeroes at most: 64 MiB; and of one write of zeroes: 256 KiB.
 const ZEROES_MAX: u64 = 16384;
 const ZEROES_WRITE_MAX: u64 = 64;
+/// Blocks of one range of zeroes in an ordered journal at most: 4 GiB.
+const ZEROES_JOURNAL_MAX: u64 = 1 << 20;
 /// Ranges of one volume in one round.
 const RANGES_MAX: usize = 64;
 /// Reads of a block that does not match its CRC before it counts as lost.
@@ -68,11 +70,11 @@ struct Candidate {
 
 /// A range of zeroes to be destaged.
 #[derive(Clone, Copy, Debug)]
-struct Zeroes {
-    place: u16,
-    block: u64,
-    blocks: u64,
-    lsn: u64,
+pub(super) struct Zeroes {
+    pub(super) place: u16,
+    pub(super) block: u64,
+    pub(super) blocks: u64,
+    pub(super) lsn: u64,
 }
 
 /// One backing write of destage.
@@ -88,6 +90,8 @@ pub(super) struct Run<B> {
     reads: u32,
     tries: u8,
     failed: bool,
+    /// It is written to the volume's ordered journal.
+    gathers: bool,
     claim: Option<ClaimId>,
     /// The volume's committed number when the blocks were chosen.
     trim: u64,
@@ -106,6 +110,7 @@ impl<B> Default for Run<B> {
             reads: 0,
             tries: 0,
             failed: false,
+            gathers: false,
             claim: None,
             trim: 0,
             started: Instant(0),
@@ -145,6 +150,7 @@ pub(super) struct Destage<B> {
     done: Vec<Written>,
     done_zeroes: Vec<Zeroes>,
     written: Vec<Written>,
+    written_zeroes: Vec<Zeroes>,
     written_since: Option<Instant>,
     flushes: usize,
     trim_at: usize,
@@ -176,6 +182,7 @@ impl<B: Buf> Destage<B> {
             done: Vec::new(),
             done_zeroes: Vec::new(),
             written: Vec::new(),
+            written_zeroes: Vec::new(),
             written_since: None,
             flushes: 0,
             trim_at: 0,
@@ -189,7 +196,7 @@ impl<B: Buf> Destage<B> {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.phase == Phase::Idle && self.written.is_empty()
+        self.phase == Phase::Idle && !self.wrote()
     }
 
     /// Whether a slot could not be read in an earlier round.
@@ -220,6 +227,17 @@ impl<B: Buf> Destage<B> {
     pub(super) fn written(&mut self, now: Instant, block: Written) {
         self.written.push(block);
         self.written_since.get_or_insert(now);
+    }
+
+    /// The same of a range of zeroes.
+    pub(super) fn zeroes_written(&mut self, now: Instant, zeroes: Zeroes) {
+        self.written_zeroes.push(zeroes);
+        self.written_since.get_or_insert(now);
+    }
+
+    /// The backing devices have something without a run of destage.
+    fn wrote(&self) -> bool {
+        !self.written.is_empty() || !self.written_zeroes.is_empty()
     }
 
     pub(super) const fn window(&self) -> usize {
@@ -308,8 +326,7 @@ impl<B: Buf> Engine<B> {
     fn round_begin<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
         self.orders_step(cx.now);
         let winds_down = self.winds_down();
-        let wanted =
-            if winds_down { !self.destage.written.is_empty() } else { self.wants_destage(cx.now) };
+        let wanted = if winds_down { self.destage.wrote() } else { self.wants_destage(cx.now) };
         if !wanted {
             if self.dirty == 0 {
                 self.destage.urgent = false;
@@ -326,8 +343,9 @@ impl<B: Buf> Engine<B> {
         (d.next, d.next_zeroes, d.trim_at, d.trim_zeroes_at) = (0, 0, 0, 0);
         d.did_something = false;
         d.pace.round_begins(cx.now);
-        // What write-through brought needs no run.
+        // What write-through or an ordered journal brought needs no run.
         core::mem::swap(&mut d.done, &mut d.written);
+        core::mem::swap(&mut d.done_zeroes, &mut d.written_zeroes);
         d.written_since = None;
         if !winds_down {
             self.pick_zeroes(cx.now);
@@ -345,7 +363,11 @@ impl<B: Buf> Engine<B> {
             if vol.health.retry_at > now && vol.health.failing.is_some() {
                 continue;
             }
-            let most = if vol.backing.write_zeroes { ZEROES_MAX } else { ZEROES_WRITE_MAX };
+            let most = match vol.backing.write_zeroes {
+                _ if vol.in_journal() => ZEROES_JOURNAL_MAX,
+                true => ZEROES_MAX,
+                false => ZEROES_WRITE_MAX,
+            };
             let ranges = match &vol.order {
                 Some(order) if vol.in_batches() => order.zeroes(),
                 _ => &vol.ranges,

@@ -99,6 +99,7 @@ impl<B: Buf> Engine<B> {
         if !vol.detaching
             || vol.requests > 0
             || vol.backing_ops > 0
+            || vol.journal_busy()
             || !(vol.settled() || self.plant.has(Bug::DetachDirty))
             || !self.destage.resting()
         {
@@ -142,6 +143,8 @@ impl<B: Buf> Engine<B> {
                 self.refuse_stalled(place);
                 let Some(vol) = self.vols.get(place) else { return };
                 let busy = vol.requests > 0 || vol.backing_ops > 0 || !vol.pending.is_empty();
+                // A batch that is left complete would be applied again, over whatever comes.
+                let busy = busy || vol.journal_voids();
                 if busy || !self.destage.resting() {
                     return;
                 }

@@ -194,7 +194,8 @@ impl<B: Buf> Engine<B> {
         self.cache_hanging = if cache_late { self.cache_hanging.or(Some(now)) } else { None };
         self.late_looks = if cache_late { self.late_looks.saturating_add(1) } else { 0 };
         for place in 0..self.vols.bound() {
-            let hangs = late.iter().any(|(_, under)| under.backing == Some(place));
+            let hangs =
+                late.iter().any(|(_, under)| under.backing == Some(place) && !under.journal);
             self.hanging(cx, place, hangs);
         }
         for (_, under) in &late {

@@ -191,12 +191,13 @@ impl<B: Buf> Engine<B> {
                 return Err(ControlError::OtherBlockSize { recorded, found });
             }
         }
+        let was_known = known.is_some();
         let entry = match known {
             Some(entry) => entry,
             None => self.new_entry(spec, identity)?,
         };
-        let volume = self.new_volume(spec, &entry);
-        self.dirty += 0;
+        let mut volume = self.new_volume(spec, &entry);
+        volume.known = was_known;
         self.vols.put(place, volume);
         let ticket = self.supers.change();
         self.attaching.push((place, ticket));
@@ -305,6 +306,8 @@ impl<B: Buf> Engine<B> {
             flushing: 0,
             direct: 0,
             order: if switching { None } else { Order::of(spec.mode) },
+            order_journal: None,
+            known: false,
         }
     }
 
@@ -420,10 +423,11 @@ impl<B: Buf> Engine<B> {
         self.control_step(cx);
     }
 
-    fn attach_step(&mut self) {
+    pub(super) fn attach_step(&mut self) {
         let mut attaching = core::mem::take(&mut self.attaching);
         attaching.retain(|(place, ticket)| {
-            let passed = self.supers.passed(*ticket);
+            let cold = self.vols.get(*place).and_then(|vol| vol.order_journal.as_ref());
+            let passed = self.supers.passed(*ticket) && cold.is_none_or(|journal| !journal.cold());
             if passed && let Some(vol) = self.vols.get_mut(*place) {
                 vol.attached = true;
                 let volume = vol.id;
@@ -545,6 +549,7 @@ impl<B: Buf> Engine<B> {
         let idle = idle && self.scrub.resting() && self.rebuild.is_none();
         // The next start knows nothing of writes that may still be carried out.
         let idle = idle && self.doubtful.is_empty();
+        let idle = idle && self.vols.iter().all(|(_, vol)| vol.journal_rests());
         if !idle || self.streams.iter().any(|stream| !stream.is_idle()) {
             return;
         }

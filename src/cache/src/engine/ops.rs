@@ -1,6 +1,7 @@
 //! Device operations under way: what each is for, when it began, who waits.
 
 use super::Engine;
+use super::order::Step;
 use super::slab::Handle;
 use super::types::Action;
 use crate::format::geometry::LogStream;
@@ -26,6 +27,10 @@ pub(super) enum What {
     DestageRead { run: Handle, at: u32, blocks: u32, slot: u32 },
     /// A run written to the backing device.
     DestageWrite { run: Handle },
+    /// A run written to the ordered journal.
+    Gathered { run: Handle },
+    /// A step of the ordered journal of the volume in this place.
+    Ordered { place: u16, step: Step },
     /// A range of zeroes given to the backing device.
     DestageZeroes { run: Handle },
     /// The flush of a backing device that closes a round of destage.
@@ -66,14 +71,16 @@ pub(super) struct Under {
     pub(super) what: What,
     /// The volume whose backing device it went to; `None` for the cache device.
     pub(super) backing: Option<u16>,
+    /// It went to that volume's ordered journal instead.
+    pub(super) journal: bool,
     pub(super) started: Instant,
 }
 
 impl<B: Buf> Engine<B> {
-    fn under(&mut self, now: Instant, what: What, backing: Option<u16>) -> u64 {
+    fn under(&mut self, now: Instant, what: What, backing: Option<u16>, journal: bool) -> u64 {
         match self.ops.take() {
             Some((handle, under)) => {
-                *under = Under { what, backing, started: now };
+                *under = Under { what, backing, journal, started: now };
                 handle.token()
             }
             // 2³² operations at once cannot be: each needs a buffer or a place of its own.
@@ -83,7 +90,7 @@ impl<B: Buf> Engine<B> {
 
     /// Hands an operation to the cache device.
     pub(super) fn cache_op(&mut self, now: Instant, what: What, mut op: Op<B>) {
-        op.token = self.under(now, what, None);
+        op.token = self.under(now, what, None, false);
         self.actions.push_back(Action::Cache(op));
     }
 
@@ -92,7 +99,15 @@ impl<B: Buf> Engine<B> {
         let Some(vol) = self.vols.get_mut(volume) else { return };
         vol.backing_ops += 1;
         let id = vol.id;
-        op.token = self.under(now, what, Some(volume));
+        op.token = self.under(now, what, Some(volume), false);
         self.actions.push_back(Action::Backing(id, op));
+    }
+    /// Hands an operation to a volume's ordered journal.
+    pub(super) fn journal_op(&mut self, now: Instant, volume: u16, what: What, mut op: Op<B>) {
+        let Some(vol) = self.vols.get_mut(volume) else { return };
+        vol.backing_ops += 1;
+        let id = vol.id;
+        op.token = self.under(now, what, Some(volume), true);
+        self.actions.push_back(Action::Journal(id, op));
     }
 }

@@ -11,6 +11,11 @@
 //! later, and nothing has to be kept for it. That is how the mode is entered with dirty data, how
 //! recovery goes on, and what is done where kept versions stand in the way of reclaim.
 
+mod journal;
+
+pub use journal::OrderJournalStats;
+pub(super) use journal::{Journal, Step};
+
 use super::Engine;
 use super::types::{BLOCK, CacheMode};
 use super::volume::{Volume, spare};
@@ -69,6 +74,8 @@ pub(super) struct Order {
     parts: Vec<Part>,
     /// For each slot of the parts: kept, though a later change replaced it.
     bits: Vec<u64>,
+    /// The same, of versions that are in the ordered journal.
+    gathered: Vec<u64>,
     kept: u64,
     /// Segments that still have to be gone through, oldest first.
     queue: Vec<u32>,
@@ -107,6 +114,7 @@ impl Order {
             end: 0,
             parts: Vec::new(),
             bits: Vec::new(),
+            gathered: Vec::new(),
             kept: 0,
             queue: Vec::new(),
             zeroes: RangeMap::new(usize::MAX),
@@ -223,6 +231,12 @@ impl<B: Buf> Engine<B> {
             let pressed = pressed || vol.wants_clean();
             let (clean, lost, direct) = (vol.clean(), vol.lost_blocks > 0, vol.direct);
             let (committed, attached) = (vol.committed, vol.attached);
+            let journal = vol.order_journal.as_ref();
+            let most = journal.map_or(u64::MAX, |journal| journal.capacity() / 2 * BLOCK);
+            let waits = journal.is_some_and(|journal| journal.retry_at() > now);
+            if vol.journal_busy() {
+                continue;
+            }
             let Some(order) = vol.order.as_mut() else { continue };
             match order.phase {
                 Phase::Entering if direct > 0 || !attached => continue,
@@ -231,9 +245,17 @@ impl<B: Buf> Engine<B> {
                     continue;
                 }
                 Phase::Entering => self.order_extend(place, now),
+                Phase::Batch if order.extend && waits => continue,
                 Phase::Batch if order.extend => self.order_extend(place, now),
                 Phase::Batch if order.queue.is_empty() && order.zeroes.is_empty() => {
                     let whole = !order.holed && !lost;
+                    if self.journal_commit(place, whole) {
+                        continue;
+                    }
+                    let Some(order) = self.vols.get_mut(place).and_then(|vol| vol.order.as_mut())
+                    else {
+                        continue;
+                    };
                     order.held = whole.then_some(order.end);
                     order.phase = Phase::Open;
                     self.order_release(place);
@@ -246,7 +268,7 @@ impl<B: Buf> Engine<B> {
             if order.is_some_and(|order| {
                 order.phase == Phase::Open
                     && !self.stopping
-                    && order.due(now, limits.batch_age, limits.batch_bytes, pressed)
+                    && order.due(now, limits.batch_age, limits.batch_bytes.min(most), pressed)
             }) {
                 self.order_extend(place, now);
             }
@@ -256,7 +278,8 @@ impl<B: Buf> Engine<B> {
     /// When a batch is to be closed, or gone on with.
     pub(super) fn orders_deadline(&self) -> Instant {
         let mut at = Instant::NEVER;
-        for order in self.vols.iter().filter_map(|(_, vol)| vol.order.as_ref()) {
+        for (_, vol) in self.vols.iter().filter(|(_, vol)| !vol.journal_busy()) {
+            let Some(order) = vol.order.as_ref() else { continue };
             let due = match (order.phase, order.open_since) {
                 (Phase::Open, Some(_)) if order.flush => Some(self.last_poll),
                 (Phase::Open, since) => since.map(|since| since + self.limits.batch_age),
@@ -276,6 +299,7 @@ impl<B: Buf> Engine<B> {
             vol.order
                 .as_ref()
                 .is_some_and(|order| order.phase == Phase::Batch && order.retry_at <= now)
+                && !vol.journal_busy()
         })
     }
 
@@ -305,6 +329,16 @@ impl<B: Buf> Engine<B> {
         self.order_release(place);
         let words = self.words();
         let Some(vol) = self.vols.get_mut(place) else { return };
+        let fits = vol.fits_journal();
+        if let Some(journal) = vol.order_journal.as_mut() {
+            journal.restart();
+        }
+        if let Some(order) = vol.order.as_mut().filter(|_| !fits) {
+            // More is dirty than one batch may have: it goes to the backing device in no order first.
+            (order.phase, order.held, order.extend) = (Phase::Entering, None, false);
+            self.destage.urgent = true;
+            return;
+        }
         let Some(mut order) = vol.order.take() else { return };
         let first = vol.pending.iter().find(|p| p.kind == Kind::Write);
         let first = first.map(|p| (p.seg, self.map.slot_in_segment(p.slot)));
@@ -333,6 +367,9 @@ impl<B: Buf> Engine<B> {
         }
         order.parts.sort_unstable_by_key(|part| part.seg);
         order.bits.resize(order.parts.len() * words, 0);
+        if vol.order_journal.is_some() {
+            order.gathered.resize(order.bits.len(), 0);
+        }
         if order.phase != Phase::Batch {
             (order.writing, order.holed) = (false, false);
         }
@@ -358,6 +395,7 @@ impl<B: Buf> Engine<B> {
         order.kept = 0;
         order.parts.clear();
         order.bits.clear();
+        order.gathered.clear();
         order.queue.clear();
         order.taken.clear();
         order.zeroes.clear();
@@ -381,7 +419,16 @@ impl<B: Buf> Engine<B> {
                 let bits = at.ok().and_then(|at| order.bits.get(at * words..(at + 1) * words));
                 bits.is_some_and(|bits| bits.iter().any(|word| *word != 0))
             });
-            if keeps {
+            if !keeps {
+                continue;
+            }
+            if self.vols.get(place).is_some_and(Volume::in_journal) {
+                // What is on its way to the journal ends before the batch begins anew there.
+                self.order_release(place);
+                if let Some(order) = self.vols.get_mut(place).and_then(|vol| vol.order.as_mut()) {
+                    order.extend = true;
+                }
+            } else {
                 self.order_extend(place, now);
             }
         }
@@ -411,13 +458,17 @@ impl<B: Buf> Engine<B> {
         if part.seq != s.seq || u32::from(slot) >= part.limit {
             return;
         }
+        let Some((at, mask)) = order.bit(seg, slot, words) else { return };
+        if order.gathered.get(at).is_some_and(|word| word & mask != 0) {
+            // The journal has it.
+            return;
+        }
         if s.stream != LogStream::Journal && s.seal == 0 {
             // A footer that comes later than that of the change which replaces this must not name it:
             // segments are freed in the order of their seals, and a crash would bring it back.
             order.extend = true;
             return;
         }
-        let Some((at, mask)) = order.bit(seg, slot, words) else { return };
         if let Some(word) = order.bits.get_mut(at).filter(|word| **word & mask == 0) {
             *word |= mask;
             order.kept += 1;
@@ -489,6 +540,7 @@ impl<B: Buf> Engine<B> {
         for place in 0..self.vols.bound() {
             let Some(vol) = self.vols.get_mut(place) else { continue };
             let willing = vol.health.failing.is_none() || vol.health.retry_at <= now;
+            let willing = willing && !vol.journal_busy();
             let Some(order) = vol.order.as_mut() else { continue };
             order.taken.clear();
             (order.chosen, order.finished) = (0, 0);

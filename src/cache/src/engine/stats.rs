@@ -1,6 +1,7 @@
 //! What the engine counts and what state it is in, for `stat` and for people.
 
 use super::Engine;
+use super::ops::Under;
 use super::request::Origin;
 use super::types::{BLOCK, CacheMode};
 use super::volume::{Volume, spare};
@@ -174,6 +175,8 @@ pub struct VolumeStats {
     pub order: Option<super::order::OrderState>,
     /// Bytes of versions that were replaced and wait for their batch.
     pub kept_bytes: u64,
+    /// Its ordered journal, if it has one.
+    pub order_journal: Option<super::order::OrderJournalStats>,
     /// Whether a drain is under way.
     pub draining: bool,
     /// Last committed number.
@@ -202,7 +205,17 @@ impl<B: Buf> Engine<B> {
     /// When the oldest operation under way on a device began, a volume's backing device or the
     /// cache device, if it has been silent for long. Takes time in proportion to the operations.
     fn silent(&self, backing: Option<u16>, now: Instant) -> Option<Instant> {
-        let ops = self.ops.iter().filter(|under| under.backing == backing);
+        self.silence(backing, false, now)
+    }
+
+    /// The same of a volume's ordered journal.
+    pub(super) fn journal_silent(&self, place: u16, now: Instant) -> Option<Instant> {
+        self.silence(Some(place), true, now)
+    }
+
+    fn silence(&self, backing: Option<u16>, journal: bool, now: Instant) -> Option<Instant> {
+        let theirs = |under: &&Under| under.backing == backing && under.journal == journal;
+        let ops = self.ops.iter().filter(theirs);
         let after = SILENT.min(self.limits.op_timeout);
         ops.map(|under| under.started).min().filter(|at| now.since(*at) >= after)
     }
@@ -256,6 +269,7 @@ impl<B: Buf> Engine<B> {
             healed: vol.healed,
             order: vol.order_state(),
             kept_bytes: vol.order.as_ref().map_or(0, |order| order.kept()) * BLOCK,
+            order_journal: self.journal_stats(place),
             draining: vol.draining,
             committed: Lsn(vol.committed),
             last: Lsn(vol.next_lsn - 1),
@@ -299,6 +313,18 @@ impl<B: Buf> Engine<B> {
                 since(at),
                 vol.dirty * BLOCK / 1024
             ));
+        }
+        let journal = self.journal_stats(place);
+        if let Some((at, error)) = journal.and_then(|journal| journal.failing) {
+            return Some(format!(
+                "the ordered journal fails since {} s: {error}; no batch is destaged meanwhile, {} KiB are \
+                 kept dirty in the cache",
+                since(at),
+                vol.dirty * BLOCK / 1024
+            ));
+        }
+        if let Some(at) = journal.and_then(|journal| journal.hanging) {
+            return Some(format!("the ordered journal has not answered for {} s", since(at)));
         }
         if vol.lost_blocks > 0 {
             return Some(format!("{} dirty blocks cannot be read back", vol.lost_blocks));

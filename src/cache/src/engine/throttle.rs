@@ -41,7 +41,7 @@ impl<B: Buf> Engine<B> {
             self.destage.urgent = true;
             return true;
         }
-        let level = self.dirty_level().max(self.orders_level());
+        let level = self.dirty_level().max(self.orders_level()).max(self.journal_level(h));
         let Some(req) = self.reqs.get_mut(h) else { return false };
         if level < FROM || req.placed > 0 {
             return false;

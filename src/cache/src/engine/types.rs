@@ -41,6 +41,8 @@ pub enum Source {
     Cache,
     /// The backing device of a volume.
     Backing(VolumeId),
+    /// The ordered journal of a volume.
+    Journal(VolumeId),
 }
 
 /// An operation that the shell carries to a device. Each ends in a
@@ -51,6 +53,8 @@ pub enum Action<B> {
     Cache(Op<B>),
     /// For a volume's backing device.
     Backing(VolumeId, Op<B>),
+    /// For a volume's ordered journal.
+    Journal(VolumeId, Op<B>),
 }
 
 /// What happened.

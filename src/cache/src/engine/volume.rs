@@ -1,7 +1,7 @@
 //! A volume in the engine.
 
 use super::mode::Switch;
-use super::order::Order;
+use super::order::{Journal, Order};
 use super::slab::Handle;
 use super::stats::BlockCounts;
 use super::types::{BLOCK, CacheMode, OnFailure};
@@ -110,6 +110,10 @@ pub(super) struct Volume {
     pub(super) direct: u64,
     /// In write-back-ordered: its batches.
     pub(super) order: Option<Box<Order>>,
+    /// The journal that its batches go through, if it has one.
+    pub(super) order_journal: Option<Box<Journal>>,
+    /// The cache knew it when it was added.
+    pub(super) known: bool,
 }
 
 impl Volume {

@@ -33,12 +33,14 @@ pub fn info(identity: &str, size: u64, block_size: u32, volatile: bool) -> Devic
     }
 }
 
+#[derive(Clone)]
 struct Flying {
     ready: u64,
     op: Op<HeapBuf>,
 }
 
 /// Bytes written and when they are for good.
+#[derive(Clone)]
 struct Unflushed {
     offset: u64,
     bytes: Vec<u8>,
@@ -57,6 +59,7 @@ pub struct Faults {
     pub hang: bool,
 }
 
+#[derive(Clone)]
 pub struct Disk {
     pub info: DeviceInfo,
     /// What reads return.
@@ -269,6 +272,11 @@ impl Disk {
         if power && self.stable.is_some() {
             self.stable = Some(self.bytes.clone());
         }
+    }
+
+    /// Nothing that is in flight was ever done.
+    pub fn drop_flying(&mut self) {
+        self.flying.clear();
     }
 
     fn maybe(&mut self, offset: u64, data: &[u8]) {

@@ -12,10 +12,13 @@ use forebay_cache::engine::{
 };
 use forebay_cache::format::device::DeviceHeader;
 use forebay_cache::format::open::Opener;
+use forebay_cache::format::order_journal::JournalError;
 use forebay_cache::format::plan::{FormatOptions, Step, plan};
 use forebay_cache::index::Index;
+use forebay_cache::order_journal::{JournalOpener, OpenedJournal};
 use forebay_cache::policy::PolicyKind;
 use forebay_cache::recovery::{Recovered, Recovery};
+use forebay_io::device::DeviceInfo;
 use forebay_io::{
     BlockError, Buf, Duration, Epoch, HeapBuf, HeapPool, Instant, Lba, Lsn, Outcome, Payload,
     Piece, Request, RequestOp, Tag, Uuid, VolumeId,
@@ -49,6 +52,8 @@ pub struct Setup {
     pub write_zeroes: bool,
     pub on_failure: OnFailure,
     pub commit_delay: u64,
+    /// Bytes of each volume's ordered journal; 0 for none.
+    pub journal_bytes: u64,
 }
 
 impl Default for Setup {
@@ -65,6 +70,7 @@ impl Default for Setup {
             write_zeroes: true,
             on_failure: OnFailure::Fail,
             commit_delay: 0,
+            journal_bytes: 0,
         }
     }
 }
@@ -74,6 +80,8 @@ pub struct World {
     pub engine: Engine<HeapBuf>,
     pub cache: Disk,
     pub backing: Vec<Disk>,
+    /// The volumes' ordered journals, where they have any.
+    pub journals: Vec<Disk>,
     pub model: Vec<Model>,
     pub modes: Vec<CacheMode>,
     pub now: u64,
@@ -150,8 +158,33 @@ pub fn recover_into(disk: &mut Disk, slots: u64) -> (DeviceHeader, Recovered) {
     (opened.header, recovery.finish().unwrap())
 }
 
+/// Opens an ordered journal, without delays.
+pub fn open_journal(
+    disk: &mut Disk,
+    volume: Uuid,
+    backing: &DeviceInfo,
+) -> Result<OpenedJournal, JournalError> {
+    let mut pool = HeapPool;
+    let mut opener = JournalOpener::new(volume, backing, &disk.info);
+    for _ in 0..1_000_000 {
+        if let Some(result) = opener.result() {
+            return result;
+        }
+        let op = opener.poll_action(&mut pool).expect("an operation at a time");
+        opener.handle_completion(disk.serve(op));
+    }
+    panic!("the journal does not open");
+}
+
 impl World {
     pub fn new(seed: u64, setup: Setup) -> Self {
+        let mut world = Self::bare(seed, setup);
+        world.attach_all();
+        world
+    }
+
+    /// A world whose volumes are not attached.
+    fn bare(seed: u64, setup: Setup) -> Self {
         let mut cache =
             Disk::new(info("cache", setup.cache_bytes, 512, setup.volatile), setup.volatile, seed);
         cache.latency = (10_000, 90_000);
@@ -162,22 +195,31 @@ impl World {
         let mut backing = Vec::new();
         let mut model = Vec::new();
         let mut modes = Vec::new();
+        let mut journals = Vec::new();
         for (n, (size, _, mode)) in setup.volumes.iter().enumerate() {
             let mut info = info(&format!("backing{n}"), *size, 512, setup.backing_volatile);
             info.write_zeroes = setup.write_zeroes;
             let mut disk = Disk::new(info, setup.backing_volatile, seed + 1 + n as u64);
             disk.latency = (100_000, 3_000_000);
             backing.push(disk);
+            if setup.journal_bytes > 0 {
+                let volatile = setup.backing_volatile;
+                let info = disk::info(&format!("journal{n}"), setup.journal_bytes, 512, volatile);
+                let mut disk = Disk::new(info, volatile, seed + 100 + n as u64);
+                disk.latency = (20_000, 200_000);
+                journals.push(disk);
+            }
             let mut flat = Model::new(*size);
             flat.acked_is_durable = !setup.volatile;
             model.push(flat);
             modes.push(*mode);
         }
-        let mut world = Self {
+        Self {
             setup,
             engine,
             cache,
             backing,
+            journals,
             model,
             modes,
             now: 1_000_000,
@@ -196,9 +238,7 @@ impl World {
             writes_acked: 0,
             failures: 0,
             pool: HeapPool,
-        };
-        world.attach_all();
-        world
+        }
     }
 
     fn config(setup: &Setup) -> EngineConfig {
@@ -234,6 +274,10 @@ impl World {
         for volume in 0..self.backing.len() {
             let spec = self.spec(volume);
             self.engine.add_volume(&spec).unwrap();
+            if let Some(disk) = self.journals.get_mut(volume) {
+                let opened = open_journal(disk, spec.uuid, &spec.backing).unwrap();
+                self.engine.set_ordered_journal(spec.id, opened).unwrap();
+            }
             self.wait_for(|event| *event == Event::Attached { volume: Self::id(volume) });
         }
     }
@@ -302,7 +346,7 @@ impl World {
     /// The same with what the host asks in this poll, after the devices' answers.
     pub fn step_with(&mut self, asks: impl FnOnce(&mut Self)) {
         let mut next = self.now + 1_000_000;
-        for disk in core::iter::once(&self.cache).chain(&self.backing) {
+        for disk in core::iter::once(&self.cache).chain(&self.backing).chain(&self.journals) {
             next = next.min(disk.next_ready());
         }
         if let Some(at) = self.commits.iter().map(|commit| commit.0).min() {
@@ -319,6 +363,13 @@ impl World {
         for n in 0..self.backing.len() {
             while let Some(done) = self.backing[n].take_ready(self.now) {
                 let source = Source::Backing(Self::id(n));
+                self.engine.handle_completion(source, done, &mut self.pool, now);
+                self.pump();
+            }
+        }
+        for n in 0..self.journals.len() {
+            while let Some(done) = self.journals[n].take_ready(self.now) {
+                let source = Source::Journal(Self::id(n));
                 self.engine.handle_completion(source, done, &mut self.pool, now);
                 self.pump();
             }
@@ -351,6 +402,9 @@ impl World {
                     Action::Backing(v, op) => {
                         eprintln!("{} backing {v} {:?} {}+{}", self.now, op.kind, op.offset, op.len)
                     }
+                    Action::Journal(v, op) => {
+                        eprintln!("{} journal {v} {:?} {}+{}", self.now, op.kind, op.offset, op.len)
+                    }
                 }
             }
             match action {
@@ -358,6 +412,10 @@ impl World {
                 Action::Backing(id, op) => {
                     let n = usize::try_from(id.0 - 3).unwrap();
                     self.backing[n].submit(op, self.now);
+                }
+                Action::Journal(id, op) => {
+                    let n = usize::try_from(id.0 - 3).unwrap();
+                    self.journals[n].submit(op, self.now);
                 }
             }
         }
@@ -537,8 +595,14 @@ impl World {
 
     /// The process dies, or all loses power: what was in flight is dropped, torn or done.
     pub fn crash(&mut self, power: bool) {
+        self.crash_devices(power);
+        self.restart();
+    }
+
+    /// The same without the start that follows.
+    pub fn crash_devices(&mut self, power: bool) {
         self.cache.crash(power);
-        for disk in &mut self.backing {
+        for disk in self.backing.iter_mut().chain(&mut self.journals) {
             disk.crash(power);
         }
         if power {
@@ -548,7 +612,42 @@ impl World {
         self.events.clear();
         self.commits.clear();
         self.now += 1_000_000;
-        self.restart();
+    }
+
+    /// Why the ordered journal would be refused after the loss of the cache, if it would.
+    pub fn cold_refusal(&mut self) -> Option<JournalError> {
+        let mut w =
+            World::bare(1, Setup { volumes: vec![self.setup.volumes[0]], ..Setup::default() });
+        let spec = self.spec(0);
+        w.engine.add_volume(&spec).unwrap();
+        let opened = open_journal(&mut self.journals[0], spec.uuid, &spec.backing).unwrap();
+        w.engine.set_ordered_journal(spec.id, opened).err()
+    }
+
+    /// What a volume is after a crash now, with the cache lost: an engine with a fresh cache that was
+    /// given its backing device and its ordered journal, once it is attached. Nothing here changes.
+    /// What is in flight is `dropped`, or part of it done.
+    pub fn lost_cache(&mut self, power: bool, dropped: bool) -> World {
+        let seed = self.rng.next();
+        let setup = Setup {
+            cache_bytes: 3 << 20,
+            segment_slots: 32,
+            volumes: vec![self.setup.volumes[0]],
+            ..Setup { limits: self.setup.limits, journal_bytes: 0, ..Setup::default() }
+        };
+        let mut w = World::bare(seed, setup);
+        w.backing = vec![self.backing[0].clone()];
+        w.journals = self.journals.first().cloned().into_iter().collect();
+        for disk in w.backing.iter_mut().chain(&mut w.journals) {
+            disk.rng = Rng(seed | 1);
+            if dropped {
+                disk.drop_flying();
+            }
+            disk.crash(power);
+        }
+        w.modes = vec![CacheMode::WriteBackOrdered];
+        w.attach_all();
+        w
     }
 
     /// Starts an engine on what the devices hold.

@@ -177,6 +177,7 @@ impl Devices {
                 let (source, op) = match action {
                     Action::Cache(op) => (Source::Cache, op),
                     Action::Backing(volume, op) => (Source::Backing(volume), op),
+                    Action::Journal(volume, op) => (Source::Journal(volume), op),
                 };
                 self.start(shard, engine, source, op, now);
             }
@@ -203,6 +204,8 @@ impl Devices {
             Source::Backing(volume) => {
                 self.backings.iter_mut().find(|(id, _)| *id == volume).map(|(_, unit)| unit)
             }
+            // The daemon gives no volume an ordered journal yet.
+            Source::Journal(_) => None,
         };
         let Some(unit) = unit else {
             let gone =

@@ -96,6 +96,7 @@ impl World {
             self.fail(format!("{live} bytes in buffers, more than {bound}"));
         }
         let complaints = core::iter::once(&mut self.cache).chain(&mut self.backing);
+        let complaints = complaints.chain(&mut self.journal);
         let complaint = complaints.flat_map(|disk| disk.complaints.drain(..)).next();
         if let Some(what) = complaint {
             self.fail(format!("a device was asked for what it cannot do: {what}"));

@@ -16,7 +16,7 @@ impl World {
     /// One poll: time goes on to the next thing that happens.
     pub fn step(&mut self) {
         let mut next = self.now + 1_000_000;
-        for disk in core::iter::once(&self.cache).chain(&self.backing) {
+        for disk in core::iter::once(&self.cache).chain(&self.backing).chain(&self.journal) {
             next = next.min(disk.next_ready());
         }
         next = next.min(self.mail.iter().map(|mail| mail.0).min().unwrap_or(u64::MAX));
@@ -40,6 +40,11 @@ impl World {
                 self.shard.handle_device(0, Source::Backing(id_of(n)), done, now);
                 self.pump();
             }
+        }
+        while let Some(done) = self.journal.as_mut().and_then(|disk| disk.take_ready(self.now)) {
+            self.note_done("journal", done.token, done.result.err().map(|e| e.to_string()));
+            self.shard.handle_device(0, Source::Journal(id_of(0)), done, now);
+            self.pump();
         }
         if late {
             self.take_mail();
@@ -114,6 +119,7 @@ impl World {
         let (name, op) = match &action {
             Action::Cache(op) => ("cache".to_owned(), op),
             Action::Backing(id, op) => (format!("backing{}", id.0 - 3), op),
+            Action::Journal(id, op) => (format!("journal{}", id.0 - 3), op),
         };
         let (kind, token, offset, len, fua) = (op.kind, op.token, op.offset, op.len, op.fua);
         self.sum(token ^ offset.rotate_left(20) ^ len.rotate_left(44) ^ kind as u64);
@@ -128,6 +134,10 @@ impl World {
                 let n = usize::try_from(id.0 - 3).unwrap_or(0);
                 self.backing[n].submit(op, self.now);
             }
+            Action::Journal(id, op) => match &mut self.journal {
+                Some(disk) => disk.submit(op, self.now),
+                None => self.fail(format!("volume {id} has no ordered journal")),
+            },
         }
     }
 

@@ -176,7 +176,7 @@ impl World {
         self.counts.crashes += 1;
         self.line(|| format!("crash  power {power}"));
         self.cache.crash(power);
-        for disk in &mut self.backing {
+        for disk in self.backing.iter_mut().chain(&mut self.journal) {
             disk.crash(power);
         }
         self.pool.dry(0);

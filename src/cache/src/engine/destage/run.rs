@@ -18,7 +18,11 @@ impl<B: Buf> Engine<B> {
             return false;
         }
         match entry.filter(|entry| entry.slot == c.slot) {
-            Some(entry) => entry.flags.dirty() && !Self::not_for_destage(entry.flags.spare()),
+            Some(entry) => {
+                entry.flags.dirty()
+                    && !Self::not_for_destage(entry.flags.spare())
+                    && self.journal_wants(c.place, c.slot)
+            }
             None => self.order_keeps(c.place, c.slot),
         }
     }
@@ -27,6 +31,7 @@ impl<B: Buf> Engine<B> {
         self.vols.get(place).is_some_and(|vol| {
             vol.health.hanging.is_none()
                 && !vol.discards()
+                && !vol.journal_busy()
                 && (vol.health.failing.is_none() || vol.health.retry_at <= now)
         })
     }
@@ -41,6 +46,8 @@ impl<B: Buf> Engine<B> {
         }
         let Some(vol) = self.vols.get(head.place) else { return true };
         let most = RUN_MAX.min(u64::from(vol.backing.max_io) / BLOCK).max(1);
+        let most =
+            vol.order_journal.as_ref().map_or(most, |journal| most.min(journal.blocks_max()));
         let ahead = self.plant.has(Bug::TrimAhead);
         let trim = if ahead { vol.next_lsn - 1 } else { vol.committed };
         let mut blocks = 1;
@@ -84,6 +91,7 @@ impl<B: Buf> Engine<B> {
             reads: 0,
             tries: 0,
             failed: false,
+            gathers: false,
             claim,
             trim,
             started: cx.now,
@@ -207,11 +215,19 @@ impl<B: Buf> Engine<B> {
         let Some(run) = self.destage.runs.get_mut(h) else { return };
         let (place, Some(buf)) = (run.place, run.buf.take()) else { return };
         run.started = cx.now;
+        let (block, blocks) = (run.block, run.blocks);
+        if self.vols.get(place).is_some_and(|vol| vol.in_journal()) {
+            run.gathers = true;
+            if !self.journal_gather(cx.now, h, (place, block, blocks), buf) {
+                self.run_end(h, false);
+            }
+            return;
+        }
         let Some(vol) = self.vols.get_mut(place) else { return };
         if let Some(order) = vol.order.as_mut() {
             order.writes();
         }
-        let (at, len) = vol.backing_range(run.block, run.blocks);
+        let (at, len) = vol.backing_range(block, blocks);
         self.destage.bytes += len;
         self.backing_op(cx.now, place, What::DestageWrite { run: h }, Op::write(0, at, len, buf));
     }
@@ -242,6 +258,11 @@ impl<B: Buf> Engine<B> {
             return;
         }
         let Some(vol) = self.vols.get(z.place) else { return };
+        if vol.in_journal() {
+            self.destage.did_something = true;
+            self.journal_zeroes(Zeroes { lsn: trim, ..z });
+            return;
+        }
         let (offset, len) = vol.backing_range(z.block, z.blocks);
         let direct = vol.backing.write_zeroes;
         let op = if direct {
@@ -268,6 +289,7 @@ impl<B: Buf> Engine<B> {
             reads: 0,
             tries: 0,
             failed: false,
+            gathers: false,
             claim: Some(id),
             trim,
             started: cx.now,
@@ -309,6 +331,18 @@ impl<B: Buf> Engine<B> {
         self.run_end(h, result.is_ok() || self.plant.has(Bug::DestageErrorIgnored));
     }
 
+    /// A run was written to an ordered journal, or not.
+    pub(in crate::engine) fn gathered<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        h: Handle,
+        result: Result<(), DeviceError>,
+    ) {
+        let Some(place) = self.destage.runs.get(h).map(|run| run.place) else { return };
+        self.journal_gathered(cx.now, place, result);
+        self.run_end(h, result.is_ok());
+    }
+
     /// A run is over; what it wrote awaits flush and trim.
     fn run_end(&mut self, h: Handle, good: bool) {
         let Some(run) = self.destage.runs.get_mut(h) else { return };
@@ -316,7 +350,7 @@ impl<B: Buf> Engine<B> {
         run.buf = None;
         let (place, block, blocks, first, lsn) =
             (run.place, run.block, run.blocks, run.first, run.trim);
-        let zeroes = run.zeroes;
+        let (zeroes, gathers) = (run.zeroes, run.gathers);
         self.destage.runs.free(h);
         self.destage.active -= 1;
         if good {
@@ -329,7 +363,12 @@ impl<B: Buf> Engine<B> {
                 }
                 for at in first..end {
                     let Candidate { block, slot, life, .. } = self.destage.candidates[at];
-                    self.destage.done.push(Written { place, block, slot, life, lsn });
+                    let written = Written { place, block, slot, life, lsn };
+                    if gathers {
+                        self.journal_took(written);
+                    } else {
+                        self.destage.done.push(written);
+                    }
                 }
             }
         }
