@@ -1,6 +1,7 @@
 //! Opening the journal of `write-back-ordered`: reads its headers, makes it where the device is blank,
 //! and reads a complete batch back, all of it, before anything of it is written anywhere.
 
+use crate::format::device::{DEVICE_MAGIC, PROBE_BYTES, foreign};
 use crate::format::order_journal::{
     Entry, HEADERS, Header, JournalError, Layout, State, TABLE_ENTRIES, data_crc, least_bytes,
     newest, parse_table,
@@ -38,11 +39,26 @@ pub struct OpenedJournal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Headers,
+    /// What is there in place of a journal is looked at, up to here so far.
+    Probe(usize),
     Make,
     MakeFlush,
     Table(u32),
     Data(u64),
     Done,
+}
+
+/// What is expected of a journal's device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Expect {
+    /// The journal that the volume had all the time, or none yet: a blank device is made one.
+    #[default]
+    Anything,
+    /// The volume was written without this journal since, if it ever was its: a batch in it is out of
+    /// date and is voided.
+    Outdated,
+    /// Only to be looked at: nothing is written.
+    Look,
 }
 
 /// Opens a journal. Drive it until [`JournalOpener::result`] is some; one operation is under way at once.
@@ -51,8 +67,10 @@ pub struct JournalOpener {
     info: DeviceInfo,
     volume: Uuid,
     backing: (String, u64),
+    expect: Expect,
     step: Step,
     under_way: bool,
+    probed: Vec<u8>,
     header: Option<Header>,
     entries: Vec<Entry>,
     /// The data entries: block and CRC, in the order of their slots.
@@ -70,13 +88,22 @@ impl JournalOpener {
             info: journal.clone(),
             volume,
             backing: (VolumeEntry::identity_text(&backing.identity), backing.size),
+            expect: Expect::Anything,
             step: Step::Headers,
             under_way: false,
+            probed: Vec::new(),
             header: None,
             entries: Vec::new(),
             data: Vec::new(),
             result: small.then_some(Err(JournalError::TooSmall { found: journal.size, wanted })),
         }
+    }
+
+    /// With what is expected there.
+    #[must_use]
+    pub const fn expecting(mut self, expect: Expect) -> Self {
+        self.expect = expect;
+        self
     }
 
     /// How it ended.
@@ -94,6 +121,10 @@ impl JournalOpener {
             Step::Headers => {
                 let len = HEADERS * BLOCK_U64;
                 Op::read(0, 0, len, pool.alloc(usize::try_from(len).ok()?)?)
+            }
+            Step::Probe(at) => {
+                let len = self.probe_len(at);
+                Op::read(0, at as u64, len as u64, pool.alloc(len)?)
             }
             Step::Make => {
                 let header = self.header.as_ref()?;
@@ -121,6 +152,11 @@ impl JournalOpener {
         Some(op)
     }
 
+    fn probe_len(&self, at: usize) -> usize {
+        let most = usize::try_from(self.info.max_io).unwrap_or(BLOCK) / BLOCK * BLOCK;
+        (PROBE_BYTES - at).min(most.max(BLOCK))
+    }
+
     fn blocks(&self, slot: u64) -> u64 {
         let most = READ_MAX.min(u64::from(self.info.max_io) / BLOCK_U64).max(1);
         (self.data.len() as u64).saturating_sub(slot).min(most)
@@ -145,6 +181,7 @@ impl JournalOpener {
                     self.result = Some(Err(error));
                 }
             }
+            Step::Probe(at) => self.probe(at, bytes),
             Step::Make => self.step = Step::MakeFlush,
             Step::MakeFlush => self.finish(Found::Nothing),
             Step::Table(index) => self.table(index, bytes),
@@ -155,22 +192,14 @@ impl JournalOpener {
 
     fn headers(&mut self, bytes: &[u8]) -> Result<(), JournalError> {
         let (identity, size) = &self.backing;
-        let Some(header) = newest(bytes)? else {
-            let layout = Layout::of(self.info.size)
-                .ok_or(JournalError::TooSmall { found: self.info.size, wanted: least_bytes() })?;
-            self.header = Some(Header {
-                volume: self.volume,
-                generation: 1,
-                state: State::Nothing,
-                layout,
-                batch: 0,
-                end: Lsn(0),
-                entries: 0,
-                backing_size: *size,
-                backing_identity: identity.clone(),
-            });
-            self.step = Step::Make;
-            return Ok(());
+        let header = match newest(bytes) {
+            Ok(Some(header)) => header,
+            // It is no journal: what is it?
+            Ok(None) | Err(JournalError::Foreign(_)) => {
+                self.step = Step::Probe(0);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
         };
         if header.volume != self.volume {
             return Err(JournalError::OtherVolume(header.volume));
@@ -187,14 +216,54 @@ impl JournalOpener {
             let (recorded, found) = (header.layout.bytes(), self.info.size);
             return Err(JournalError::CutShort { recorded, found });
         }
-        let (complete, empty) = (header.state == State::Complete, header.entries == 0);
+        let complete = header.state == State::Complete && header.entries > 0;
+        if complete && self.expect == Expect::Outdated {
+            let generation = header.generation + 1;
+            self.header = Some(Header { generation, state: State::Nothing, ..header });
+            self.step = Step::Make;
+            return Ok(());
+        }
         self.header = Some(header);
-        if complete && !empty {
+        if complete {
             self.step = Step::Table(0);
         } else {
             self.finish(Found::Nothing);
         }
         Ok(())
+    }
+
+    /// Takes a part of what is there in place of a journal. Blank to the end of what other formats
+    /// begin with, it is made a journal.
+    fn probe(&mut self, at: usize, bytes: &[u8]) {
+        self.probed.extend_from_slice(bytes);
+        let next = at + self.probe_len(at);
+        self.step = Step::Probe(next);
+        if next < PROBE_BYTES {
+            return;
+        }
+        let probed = core::mem::take(&mut self.probed);
+        if probed.iter().any(|byte| *byte != 0) {
+            let ours = probed.starts_with(&DEVICE_MAGIC).then_some("a Forebay cache");
+            self.result = Some(Err(JournalError::Foreign(ours.or_else(|| foreign(&probed)))));
+            return;
+        }
+        let Some(layout) = Layout::of(self.info.size) else { return };
+        let (backing_identity, backing_size) = self.backing.clone();
+        self.header = Some(Header {
+            volume: self.volume,
+            generation: 1,
+            state: State::Nothing,
+            layout,
+            batch: 0,
+            end: Lsn(0),
+            entries: 0,
+            backing_size,
+            backing_identity,
+        });
+        match self.expect {
+            Expect::Look => self.finish(Found::Nothing),
+            Expect::Anything | Expect::Outdated => self.step = Step::Make,
+        }
     }
 
     fn table(&mut self, index: u32, bytes: &[u8]) {

@@ -315,6 +315,93 @@ fn the_cache_device_fails_in_the_middle_of_a_batch() {
     }
 }
 
+/// The fresh cache knows the volume by then, but no change of it: the batch counts all the same.
+#[test]
+fn a_crash_in_the_replay_after_the_loss_of_the_cache() {
+    let mut left = 0;
+    for seed in seeds(24) {
+        let mut w = World::new(seed, setup());
+        let mut prefix = Prefix::new(&w, 0);
+        let mut looked = Looked::default();
+        load(&mut w, &mut prefix, &mut looked, 400).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        while !complete(&w) {
+            load(&mut w, &mut prefix, &mut looked, 1)
+                .unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        }
+        for _ in 0..w.rng.below(30) {
+            w.step();
+        }
+        prefix.look(&w).unwrap();
+        let mut after = w.without_cache(seed % 2 == 0, true);
+        after.attach_begin();
+        let in_part = |after: &World| {
+            let alone = held(&after.backing[0]);
+            complete(after) && prefix.broken(|b| alone[usize::try_from(b).unwrap()]).is_some()
+        };
+        for _ in 0..400 {
+            if in_part(&after) && w.rng.below(4) == 0 {
+                break;
+            }
+            after.step();
+        }
+        left += u64::from(in_part(&after));
+        after.crash(seed % 3 == 0);
+        let image = held(&after.backing[0]);
+        let broken = prefix.broken(|b| image[usize::try_from(b).unwrap()]);
+        assert_eq!(broken, None, "seed {seed}: after the second start");
+        assert!(!complete(&after), "seed {seed}");
+    }
+    println!("{left} of the crashes in the replay left a part of the batch");
+    assert!(left > 10, "{left}");
+}
+
+/// A volume that was served without a journal is given one in the middle of a batch.
+#[test]
+fn a_journal_that_is_given_while_the_volume_is_served() {
+    for seed in seeds(6) {
+        let mut w = World::new(seed, setup());
+        let mut spare = World::new(seed, setup());
+        w.journals.clear();
+        w.crash(false);
+        let mut prefix = Prefix::new(&w, 0);
+        let steps = 100 + w.rng.below(300);
+        for _ in 0..steps {
+            w.step_with(|w| {
+                if w.asked.len() < 8 {
+                    w.random_op(0);
+                }
+            });
+            prefix.look(&w).unwrap();
+        }
+        w.journals = std::mem::take(&mut spare.journals);
+        let backing = w.backing[0].info.clone();
+        let opened = open_journal(&mut w.journals[0], uuid(1), &backing).unwrap();
+        w.engine.set_ordered_journal(World::id(0), opened.clone()).unwrap();
+        let again = w.engine.set_ordered_journal(World::id(0), opened);
+        assert_eq!(again, Err(JournalError::InUse));
+        let mut looked = Looked::default();
+        let mut steps = 0;
+        while !matches!(state(&w), OrderState::Prefix(_)) {
+            load_blind(&mut w, &mut prefix);
+            steps += 1;
+            assert!(steps < 100_000, "seed {seed}: {:?}", state(&w));
+        }
+        load(&mut w, &mut prefix, &mut looked, 1200).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        assert!(looked.complete > 5, "seed {seed}: {looked:?}");
+        end(&mut w, &mut prefix);
+    }
+}
+
+/// A step under load of which only the host's side is noted.
+fn load_blind(w: &mut World, prefix: &mut Prefix) {
+    w.step_with(|w| {
+        if w.asked.len() < 8 && w.rng.below(3) == 0 {
+            w.random_op(0);
+        }
+    });
+    prefix.look(w).unwrap();
+}
+
 /// A journal that is out of date, as the volume was written without it meanwhile.
 #[test]
 fn a_batch_that_the_cache_has_gone_beyond_is_dropped() {
@@ -377,7 +464,15 @@ fn other_devices_are_refused_and_say_why() {
     let mut foreign = disk.clone();
     foreign.put(0, &[7; 512]);
     foreign.put(4096, &[7; 512]);
-    assert_eq!(open_journal(&mut foreign, uuid(1), &backing).unwrap_err(), JournalError::Foreign);
+    let refused = open_journal(&mut foreign, uuid(1), &backing).unwrap_err();
+    assert!(matches!(refused, JournalError::Foreign(_)), "{refused}");
+    // A file system whose superblock is behind the place of the headers.
+    let mut btrfs = disk.clone();
+    btrfs.put(0, &[0; 8192]);
+    btrfs.put(65536 + 64, b"_BHRfS_M");
+    let refused = open_journal(&mut btrfs, uuid(1), &backing).unwrap_err();
+    assert_eq!(refused, JournalError::Foreign(Some("a Btrfs file system")), "{refused}");
+    assert_eq!(btrfs.peek(0, 8192), [0; 8192], "left as it is");
     let mut torn = disk.clone();
     torn.put(1024, &[7; 512]);
     torn.put(4096 + 1024, &[7; 512]);

@@ -197,7 +197,9 @@ impl<B: Buf> Engine<B> {
             None => self.new_entry(spec, identity)?,
         };
         let mut volume = self.new_volume(spec, &entry);
-        volume.known = was_known;
+        // Of an attach that ended in a crash, before its first change, the cache knows no more than
+        // nothing: a batch in an ordered journal may be applied in part.
+        volume.known = was_known && volume.next_lsn > 1;
         self.vols.put(place, volume);
         let ticket = self.supers.change();
         self.attaching.push((place, ticket));

@@ -112,7 +112,7 @@ pub(super) struct Volume {
     pub(super) order: Option<Box<Order>>,
     /// The journal that its batches go through, if it has one.
     pub(super) order_journal: Option<Box<Journal>>,
-    /// The cache knew it when it was added.
+    /// The cache knew changes of it when it was added.
     pub(super) known: bool,
 }
 

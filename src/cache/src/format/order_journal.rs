@@ -206,8 +206,10 @@ pub enum JournalError {
         /// Bytes that are needed at least.
         wanted: u64,
     },
-    /// It holds something that is no journal.
-    Foreign,
+    /// It holds something that is no journal; what, where that is known.
+    Foreign(Option<&'static str>),
+    /// The volume has a journal already, or is served and this one holds a batch from before.
+    InUse,
     /// A journal of another format version.
     Version(u16),
     /// Both headers are damaged.
@@ -248,9 +250,14 @@ impl fmt::Display for JournalError {
             Self::TooSmall { found, wanted } => {
                 write!(f, "an ordered journal needs at least {wanted} bytes, the device has {found}")
             }
-            Self::Foreign => f.write_str(
-                "the device given as ordered journal holds other data: give an empty one, or overwrite \
-                 its first 8 KiB with zeroes if nobody needs what it holds",
+            Self::Foreign(what) => write!(
+                f,
+                "the device given as ordered journal holds {}: give an empty one, or overwrite its first \
+                 128 KiB with zeroes if nobody needs what it holds",
+                what.unwrap_or("other data")
+            ),
+            Self::InUse => f.write_str(
+                "the volume has an ordered journal, or the device holds a batch from an earlier time",
             ),
             Self::Version(found) => write!(
                 f,
@@ -329,7 +336,7 @@ pub fn newest(blocks: &[u8]) -> Result<Option<Header>, JournalError> {
         (Some(header), None) => Ok(Some(header)),
         (None, None) if ours => Err(JournalError::Damaged),
         (None, None) if blocks[..2 * BLOCK].iter().all(|byte| *byte == 0) => Ok(None),
-        (None, None) => Err(JournalError::Foreign),
+        (None, None) => Err(JournalError::Foreign(None)),
     }
 }
 
@@ -473,7 +480,7 @@ mod tests {
         assert_eq!(newest(&vec![0; 2 * BLOCK]), Ok(None));
         let mut foreign = vec![0; 2 * BLOCK];
         foreign[3000] = 1;
-        assert_eq!(newest(&foreign), Err(JournalError::Foreign));
+        assert_eq!(newest(&foreign), Err(JournalError::Foreign(None)));
         assert_eq!(newest(&both[..100]), Err(JournalError::Damaged));
         let mut newer = both.clone();
         newer[12] = 9;

@@ -282,6 +282,14 @@ impl World {
         }
     }
 
+    /// Begins to attach the first volume, and does not wait for it.
+    pub fn attach_begin(&mut self) {
+        let spec = self.spec(0);
+        self.engine.add_volume(&spec).unwrap();
+        let opened = open_journal(&mut self.journals[0], spec.uuid, &spec.backing).unwrap();
+        self.engine.set_ordered_journal(spec.id, opened).unwrap();
+    }
+
     /// Runs until an event is seen (and takes it).
     pub fn wait_for(&mut self, mut want: impl FnMut(&Event) -> bool) {
         for _ in 0..2_000_000 {
@@ -628,6 +636,13 @@ impl World {
     /// given its backing device and its ordered journal, once it is attached. Nothing here changes.
     /// What is in flight is `dropped`, or part of it done.
     pub fn lost_cache(&mut self, power: bool, dropped: bool) -> World {
+        let mut w = self.without_cache(power, dropped);
+        w.attach_all();
+        w
+    }
+
+    /// The same while the volume is not yet attached: the devices after the crash, and a fresh cache.
+    pub fn without_cache(&mut self, power: bool, dropped: bool) -> World {
         let seed = self.rng.next();
         let setup = Setup {
             cache_bytes: 3 << 20,
@@ -646,7 +661,6 @@ impl World {
             disk.crash(power);
         }
         w.modes = vec![CacheMode::WriteBackOrdered];
-        w.attach_all();
         w
     }
 

@@ -27,7 +27,9 @@ use crate::format::order_journal::{
 use crate::order_journal::{Found, OpenedJournal};
 use apply::Piece;
 use forebay_io::device::DeviceInfo;
-use forebay_io::{Buf, BufPool, Completion, DeviceError, Duration, Instant, Lsn, Op, VolumeId};
+use forebay_io::{
+    Buf, BufPool, Completion, DeviceError, Duration, Instant, Lsn, Op, Uuid, VolumeId,
+};
 
 /// First and longest pause between tries of a failing journal device.
 const BACKOFF_FROM: Duration = Duration::from_millis(50);
@@ -219,15 +221,16 @@ impl Volume {
 }
 
 impl<B: Buf> Engine<B> {
-    /// Gives a volume its ordered journal, right after `add_volume`. A complete batch that was found
-    /// there is applied: before the volume is served where the cache does not know it (it was lost),
-    /// else while it is served. Where the cache knows the volume and has destaged some of that batch
-    /// or forgotten it, the batch is out of date and dropped: what is applied is trimmed in the log
-    /// only after the journal says that it is.
+    /// Gives a volume its ordered journal: right after `add_volume`, or later, while it has none. A
+    /// complete batch that was found there is applied: before the volume is served where the cache does
+    /// not know it (it was lost), else while it is served. Where the cache knows the volume and has
+    /// destaged some of that batch or forgotten it, the batch is out of date and dropped: what is applied
+    /// is trimmed in the log only after the journal says that it is.
     ///
     /// # Errors
     /// [`JournalError::BatchDamaged`] where the cache does not know the volume and the batch cannot be
-    /// read back; nothing changed.
+    /// read back; [`JournalError::InUse`] where the volume has a journal, or is served and the batch of
+    /// this one came before; nothing changed.
     pub fn set_ordered_journal(
         &mut self,
         id: VolumeId,
@@ -236,6 +239,9 @@ impl<B: Buf> Engine<B> {
         let Some(place) = self.vols.find(id) else { return Ok(()) };
         let Some(vol) = self.vols.get(place) else { return Ok(()) };
         let known = vol.known;
+        if vol.order_journal.is_some() || (vol.attached && opened.found != Found::Nothing) {
+            return Err(JournalError::InUse);
+        }
         if !known && opened.found == Found::Damaged {
             return Err(JournalError::BatchDamaged);
         }
@@ -252,8 +258,23 @@ impl<B: Buf> Engine<B> {
         }
         if let Some(vol) = self.vols.get_mut(place) {
             vol.order_journal = Some(Box::new(journal));
+            if let Some(order) = vol.order.as_mut().filter(|order| order.phase == Phase::Batch) {
+                // What of it is on the backing device already is not in the journal.
+                order.extend = true;
+            }
         }
         Ok(())
+    }
+
+    /// Whether the cache knows changes of a volume that may be added: where it does not, a batch that its
+    /// ordered journal holds must be readable.
+    #[must_use]
+    pub fn knows(&self, volume: Uuid) -> bool {
+        let entry = self.supers.block.volumes.iter().find(|entry| entry.uuid == volume);
+        entry.is_some_and(|entry| {
+            let found = self.found.iter().find(|found| found.volume == entry.index);
+            found.map_or(entry.accounted.0, |found| found.last.0) > 0
+        })
     }
 
     /// Whether each block of a batch is dirty still.
