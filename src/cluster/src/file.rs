@@ -272,6 +272,7 @@ impl FileStore {
             backing: new.backing,
             backing_identity: new.backing_identity,
             placement: new.placement,
+            ordered_journal: None,
         };
         if let Some(why) = forbidden(&key, &key) {
             return Err(StoreError::Forbidden { name: key.name, why });

@@ -103,6 +103,10 @@ pub struct VolumeKey {
     pub backing_identity: String,
     /// Where its cache is; `None` where it has none yet.
     pub placement: Option<Placement>,
+    /// What the ordered journal states of itself that the volume has been served with ever since;
+    /// `None` where it was served without one last. A batch in any other is out of date.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ordered_journal: Option<String>,
 }
 
 /// A key with its revision.

@@ -268,6 +268,12 @@ fn volume_gauges(text: &mut Text, volumes: &[VolumeStat]) {
     gauge("oldest_dirty_seconds", "Age of the oldest of them; 0 where none.", each(volumes, age));
     gauge("cached_bytes", "Bytes in the cache.", each(volumes, |v| v.cached_bytes));
     gauge("memory_tier_bytes", "Bytes of them in memory.", each(volumes, |v| v.memory_tier_bytes));
+    let complete = |v: &VolumeStat| -> Option<Sample> {
+        let journal = v.ordered_journal.as_ref()?;
+        Some((label("volume", &v.name), u32::from(journal.complete).to_string()))
+    };
+    let help = "Whether the ordered journal holds a batch that the backing store has in part.";
+    gauge("ordered_journal_complete", help, volumes.iter().filter_map(complete).collect());
     gauge("size_bytes", "Size.", each(volumes, |v| v.size));
     gauge("lost_bytes", "Bytes whose only copy cannot be read.", each(volumes, |v| v.lost_bytes));
     let damaged = each(volumes, |v| v.damaged_bytes);
@@ -282,7 +288,10 @@ fn volume_gauges(text: &mut Text, volumes: &[VolumeStat]) {
 fn devices(text: &mut Text, stat: &NodeStat) {
     let caches = stat.caches.iter().enumerate().map(|(i, d)| (format!("cache:{i}"), d));
     let backings = stat.volumes.iter().map(|v| (format!("backing:{}", v.name), &v.backing));
-    let all: Vec<(String, &DeviceStat)> = caches.chain(backings).collect();
+    let journals = stat.volumes.iter().filter_map(|v| {
+        v.ordered_journal.as_ref().map(|journal| (format!("journal:{}", v.name), &journal.device))
+    });
+    let all: Vec<(String, &DeviceStat)> = caches.chain(backings).chain(journals).collect();
     let each = |value: &dyn Fn(&DeviceStat) -> String| -> Vec<Sample> {
         all.iter().map(|(name, d)| (label("device", name), value(d))).collect()
     };

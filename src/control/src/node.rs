@@ -60,10 +60,12 @@ pub trait NodeControl: Send + Sync + 'static {
     /// No such volume, or its cache device has failed.
     fn scrub(&self, name: &str, rate: u64, job: JobHandle) -> Result<()>;
 
-    /// Takes over hosts, limits and memory tier; nothing else differs from what it runs with.
+    /// Takes over hosts, limits and memory tier, and an ordered journal where the volume had none;
+    /// nothing else differs from what it runs with.
     ///
     /// # Errors
-    /// No such volume, or limits that cannot be met; then nothing changes.
+    /// No such volume, limits that cannot be met, or a device that cannot be the volume's journal; then
+    /// nothing changes.
     fn update_volume(&self, volume: &VolumeConfig) -> Result<()>;
 
     /// Which copy of each part of a range is current, and where it is. In order, contiguous, at
@@ -74,10 +76,10 @@ pub trait NodeControl: Send + Sync + 'static {
     fn locate(&self, name: &str, range: LbaRange, pieces_max: usize) -> Result<Vec<Located>>;
 
     /// What is known to be lost with a volume's lost cache. With `commit` the volume is attached
-    /// again cold; without it nothing changes.
+    /// again cold, once the batch in its ordered journal is applied; without it nothing changes.
     ///
     /// # Errors
-    /// No such volume, or one whose cache is not lost.
+    /// No such volume, one whose cache is not lost, or an ordered journal that cannot be read.
     fn recover_lost_cache(&self, name: &str, commit: bool) -> Result<LostCache>;
 
     /// The whole list of hosts of `[security]` from now on. Hosts that are no longer in it, nor in
@@ -159,14 +161,37 @@ pub struct LostCache {
     /// Whether `ranges` is all that was dirty; where the cache device cannot be read at all,
     /// nothing more can be known.
     pub complete: bool,
+    /// What is in the volume's ordered journal, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ordered_journal: Option<JournalHolds>,
     /// What else there is to say, for people.
     pub note: String,
+}
+
+/// What an ordered journal holds for a backing device whose cache is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "state")]
+pub enum JournalHolds {
+    /// No batch: the backing device had none in part.
+    Nothing,
+    /// A complete batch: the backing device is a prefix once it is applied.
+    Batch {
+        /// The last change of it.
+        end: u64,
+        /// Blocks of 4 KiB of data.
+        blocks: u64,
+    },
+    /// A complete batch of which something cannot be read back: the backing device may have a part of it
+    /// and cannot be completed.
+    Damaged,
+    /// A batch from before the volume was served without this journal: it is dropped.
+    Outdated,
 }
 
 /// A fault for a `fault:` device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceFault {
-    /// The device: its URI as configured, or `cache:N` or `backing:VOLUME`.
+    /// The device: its URI as configured, or `cache:N`, `backing:VOLUME` or `journal:VOLUME`.
     pub device: String,
     /// What it does from now on.
     pub fault: FaultKind,

@@ -3,6 +3,7 @@
 
 use crate::config::{ServeConfig, VolumeConfig};
 use crate::state::check_fixed;
+use crate::value::Mode;
 use serde::{Deserialize, Serialize};
 use std::fmt::Display;
 
@@ -187,6 +188,14 @@ impl List {
             cache_min,
             cache_max
         );
+        // One can be given to a volume that has none while it is served; another needs a start.
+        let live = node.ordered_journal.is_none() && file.mode == Mode::WriteBackOrdered;
+        add(
+            "ordered_journal",
+            option(file.ordered_journal.as_ref()),
+            option(node.ordered_journal.as_ref()),
+            if live { Action::Change } else { Action::Restart },
+        );
     }
 }
 
@@ -194,7 +203,8 @@ fn option(value: Option<&impl Display>) -> String {
     value.map_or_else(|| "default".to_owned(), ToString::to_string)
 }
 
-/// `now` with everything of `file` that can be changed while it runs, but for the mode.
+/// `now` with everything of `file` that can be changed while it runs, but for the mode. An ordered
+/// journal can be given to a volume without one.
 #[must_use]
 pub fn changed(now: &VolumeConfig, file: &VolumeConfig) -> VolumeConfig {
     VolumeConfig {
@@ -203,6 +213,10 @@ pub fn changed(now: &VolumeConfig, file: &VolumeConfig) -> VolumeConfig {
         mode: now.mode,
         block_size: now.block_size,
         subsystem: now.subsystem.clone(),
+        ordered_journal: now.ordered_journal.clone().or_else(|| {
+            let ordered = file.mode == Mode::WriteBackOrdered;
+            file.ordered_journal.clone().filter(|_| ordered)
+        }),
         ..file.clone()
     }
 }

@@ -233,13 +233,26 @@ pub enum Prefix {
         /// The last change.
         lsn: u64,
     },
-    /// A batch is being written: all changes up to a number, some up to the batch's end.
+    /// A batch is being written: all changes up to a number, some up to the batch's end. With an ordered
+    /// journal that holds it complete, a start makes it whole.
     Destaging {
         /// The last change before the batch.
         lsn: u64,
         /// The batch's last change.
         end: u64,
     },
+}
+
+/// The ordered journal of a volume.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OrderedJournalStat {
+    /// Its device.
+    pub device: DeviceStat,
+    /// Bytes of data that one batch may have.
+    pub capacity: u64,
+    /// It holds a complete batch, which the backing store has in part: a start completes it, also after
+    /// the loss of the cache.
+    pub complete: bool,
 }
 
 /// A volume.
@@ -312,6 +325,9 @@ pub struct VolumeStat {
     /// In write-back-ordered: what the backing store alone is now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix: Option<Prefix>,
+    /// Its ordered journal, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ordered_journal: Option<OrderedJournalStat>,
     /// In write-back-ordered: bytes that were replaced in the cache and wait for their batch.
     #[serde(default)]
     pub kept_bytes: u64,
@@ -389,6 +405,9 @@ impl NodeStat {
         }
         for volume in &self.volumes {
             device(format!("backing device of volume {}", volume.name), &volume.backing);
+            if let Some(journal) = &volume.ordered_journal {
+                device(format!("ordered journal of volume {}", volume.name), &journal.device);
+            }
         }
         for volume in &self.volumes {
             if matches!(volume.state, VolumeState::Degraded | VolumeState::Down) {

@@ -169,14 +169,15 @@ pub(crate) enum Volume {
         #[arg(long, value_name = "RANGE", value_parser = lba_range)]
         lba: (u64, u64),
     },
-    /// Change the limits of a volume
+    /// Change the limits of a volume, or give it an ordered journal
     Set {
         /// The volume
         name: String,
         #[command(flatten)]
         limits: SetLimits,
     },
-    /// Go on without a cache that is lost: prints what is known to be lost, attaches cold
+    /// Go on without a cache that is lost: prints what is known to be lost and what an ordered journal
+    /// holds, applies that, attaches cold
     Recover {
         /// The volume
         name: String,
@@ -228,6 +229,10 @@ pub(crate) struct VolumeCreate {
     pub(crate) hosts: Vec<String>,
     #[command(flatten)]
     pub(crate) limits: Limits,
+    /// In write-back-ordered: an empty device that each batch is written to first, so that even the loss
+    /// of the cache in the middle of a batch leaves a prefix of the acknowledged writes
+    #[arg(long, value_name = "URI")]
+    pub(crate) ordered_journal: Option<String>,
 }
 
 /// Limits of a volume.
@@ -259,10 +264,13 @@ pub(crate) struct Limits {
 /// The same, at least one of them.
 #[derive(Args, Debug)]
 #[command(group(ArgGroup::new("limits").required(true).multiple(true)
-    .args(["cache_min", "cache_max", "dirty_max", "dirty_age_max", "batch_max", "batch_age_max", "memory_tier"])))]
+    .args(["cache_min", "cache_max", "dirty_max", "dirty_age_max", "batch_max", "batch_age_max", "memory_tier", "ordered_journal"])))]
 pub(crate) struct SetLimits {
     #[command(flatten)]
     pub(crate) limits: Limits,
+    /// Give a volume in write-back-ordered that has none an ordered journal: an empty device
+    #[arg(long, value_name = "URI")]
+    pub(crate) ordered_journal: Option<String>,
 }
 
 /// Confirmation of what destroys.
@@ -426,7 +434,7 @@ pub(crate) struct Bench {
 /// `fault`.
 #[derive(Args, Debug)]
 pub(crate) struct Fault {
-    /// The device: its URI as configured, cache:N or backing:VOLUME
+    /// The device: its URI as configured, cache:N, backing:VOLUME or journal:VOLUME
     pub(crate) device: String,
     /// What it does from now on
     #[arg(value_parser = PossibleValuesParser::new(["error", "hang", "gone", "heal"]))]

@@ -74,6 +74,39 @@ fn same_device(a: &str, b: &str) -> bool {
     a == b && !a.starts_with("mem:")
 }
 
+/// Two volumes of which one has the other's backing device or ordered journal as its journal.
+fn journal_conflict(other: &VolumeConfig, volume: &VolumeConfig) -> Option<Conflict> {
+    let same =
+        |a: Option<&String>, b: Option<&String>| a.zip(b).is_some_and(|(a, b)| same_device(a, b));
+    let (theirs, ours) = (other.ordered_journal.as_ref(), volume.ordered_journal.as_ref());
+    let (name, of) = (&volume.name, &other.name);
+    let (journal, what) = if same(ours, Some(&other.backing)) {
+        (
+            ours?,
+            format!(
+                "the ordered journal of volume `{name}` is the backing device of volume `{of}`"
+            ),
+        )
+    } else if same(ours, theirs) {
+        (ours?, format!("the volumes `{of}` and `{name}` have the same ordered journal"))
+    } else if same(theirs, Some(&volume.backing)) {
+        (
+            theirs?,
+            format!(
+                "the backing device of volume `{name}` is the ordered journal of volume `{of}`"
+            ),
+        )
+    } else {
+        return None;
+    };
+    Some(Conflict {
+        kind: ErrorKind::Exists,
+        message: format!("{what}: {journal}"),
+        remedy: "a journal holds one batch of one volume: give each volume a device of its own"
+            .to_owned(),
+    })
+}
+
 /// What a volume must not share with those before it.
 fn conflict<'v>(
     node: &NodeConfig,
@@ -102,7 +135,26 @@ fn conflict<'v>(
             "name another device",
         );
     }
+    if let Some(journal) = &volume.ordered_journal {
+        let taken = if same_device(journal, &volume.backing) {
+            Some("is its backing device")
+        } else if caches.iter().any(|cache| same_device(&cache.device, journal)) {
+            Some("is a cache device")
+        } else {
+            None
+        };
+        if let Some(taken) = taken {
+            return found(
+                ErrorKind::Invalid,
+                format!("the ordered journal of volume `{name}` {taken}: {journal}"),
+                "name a device of its own, best one that does not fail with the cache",
+            );
+        }
+    }
     for other in others {
+        if let Some(conflict) = journal_conflict(other, volume) {
+            return Some(conflict);
+        }
         if other.name == *name {
             return found(
                 ErrorKind::Exists,

@@ -97,6 +97,7 @@ impl Out {
         self.option("dirty_age_max", volume.dirty_age_max.as_ref());
         self.option("batch_max", volume.batch_max.as_ref());
         self.option("batch_age_max", volume.batch_age_max.as_ref());
+        self.option("ordered_journal", volume.ordered_journal.as_ref());
         self.option("memory_tier", volume.memory_tier.as_ref());
         self.option("cache_min", volume.cache_min.as_ref());
         self.option("cache_max", volume.cache_max.as_ref());

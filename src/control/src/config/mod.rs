@@ -135,6 +135,10 @@ pub struct VolumeConfig {
     /// In write-back-ordered: the age that closes a batch; `None`: 1 s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_age_max: Option<Span>,
+    /// In write-back-ordered: the URI of the device that each batch is written to first; `None`: there
+    /// is none, and the loss of the cache in the middle of a batch leaves no prefix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ordered_journal: Option<String>,
     /// Bytes of the memory tier; `None`: a share of the node's memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_tier: Option<ByteSize>,
@@ -161,6 +165,7 @@ impl VolumeConfig {
             dirty_age_max: None,
             batch_max: None,
             batch_age_max: None,
+            ordered_journal: None,
             memory_tier: None,
             cache_min: None,
             cache_max: None,

@@ -427,6 +427,8 @@ pub(crate) fn read_volume(fields: &mut Fields<'_>) -> Option<(usize, VolumeConfi
     let dirty_max = fields.size("dirty_max");
     let dirty_age_max = fields.span("dirty_age_max");
     let (batch_max, batch_age_max) = (fields.size("batch_max"), fields.span("batch_age_max"));
+    let ordered_journal =
+        fields.text("ordered_journal", |uri| check_device_uri(uri).map(|()| uri.to_owned()));
     let memory_tier = fields.size("memory_tier");
     let (cache_min, cache_max) = (fields.size("cache_min"), fields.size("cache_max"));
     for copies in ["replicas", "min_copies"] {
@@ -435,7 +437,6 @@ pub(crate) fn read_volume(fields: &mut Fields<'_>) -> Option<(usize, VolumeConfi
             _ => Err(BadValue::accepted("1").remedy("replication comes in a later version")),
         });
     }
-    fields.later("ordered_journal", "`write-back-ordered` is there without its journal");
     for (key, there, accepted) in [
         ("name", name.is_some(), "a name of letters, digits, `.`, `_` and `-`"),
         ("backing", backing.is_some(), "a device URI, such as uring:/dev/sdb"),
@@ -472,6 +473,7 @@ pub(crate) fn read_volume(fields: &mut Fields<'_>) -> Option<(usize, VolumeConfi
             dirty_age_max,
             batch_max,
             batch_age_max,
+            ordered_journal,
             memory_tier,
             cache_min,
             cache_max,

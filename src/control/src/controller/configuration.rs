@@ -81,9 +81,13 @@ fn said_by_file(state: &mut State, file: &ServeConfig) {
     for volume in &file.volumes {
         state.deleted.remove(&volume.name);
         if let Some(kept) = state.volumes.get_mut(&volume.name) {
-            // A backing device that differs waits for the restart, which adopts what is new.
-            let backing = kept.file.as_ref().unwrap_or(&kept.now).backing.clone();
-            kept.file = Some(VolumeConfig { backing, ..volume.clone() });
+            // Devices that differ wait for the restart, which adopts what is new.
+            let before = kept.file.as_ref().unwrap_or(&kept.now);
+            let backing = before.backing.clone();
+            let waits = kept.now.ordered_journal != volume.ordered_journal;
+            let journal = if waits { &before.ordered_journal } else { &volume.ordered_journal };
+            let ordered_journal = journal.clone();
+            kept.file = Some(VolumeConfig { backing, ordered_journal, ..volume.clone() });
         }
     }
 }

@@ -129,6 +129,8 @@ pub struct VolumeChange {
     pub batch_max: Option<crate::value::ByteSize>,
     /// `batch_age_max`.
     pub batch_age_max: Option<crate::value::Span>,
+    /// `ordered_journal`: for a volume in write-back-ordered that has none.
+    pub ordered_journal: Option<String>,
     /// `memory_tier`.
     pub memory_tier: Option<crate::value::ByteSize>,
 }

@@ -29,9 +29,11 @@ impl Controller {
     /// Makes a volume.
     ///
     /// # Errors
-    /// The name or the backing device is taken, or see [`NodeControl::create_volume`].
+    /// The name or a device is taken, an ordered journal in another mode, or see
+    /// [`NodeControl::create_volume`].
     pub fn create_volume(&self, volume: &VolumeConfig) -> Result<()> {
         let mut inner = self.lock();
+        check_journal_mode(volume)?;
         self.create_locked(&mut inner, volume)
     }
 
@@ -102,7 +104,7 @@ impl Controller {
         self.begin(&mut inner, Work::Scrub { volume: name.to_owned(), rate }, |_| {})
     }
 
-    /// Changes limits of a volume. Returns how it is configured then.
+    /// Changes limits of a volume, or gives it an ordered journal. Returns how it is configured then.
     ///
     /// # Errors
     /// No such volume, limits that contradict each other, or see [`NodeControl::update_volume`].
@@ -131,6 +133,9 @@ impl Controller {
             .field("cache_min")
             .value(min)
             .accepted(format!("at most cache_max = {max}")));
+        }
+        if let Some(journal) = change.ordered_journal.clone() {
+            give_journal(&inner, &mut volume, journal)?;
         }
         self.update_locked(&mut inner, &volume)?;
         Ok(volume)
@@ -193,6 +198,46 @@ pub(super) fn existing<'s>(state: &'s State, name: &str) -> Result<&'s VolumeCon
                 None => error,
             })
         }
+    }
+}
+
+/// Writes a volume's first ordered journal into its configuration.
+fn give_journal(inner: &Inner, volume: &mut VolumeConfig, journal: String) -> Result<()> {
+    if volume.ordered_journal.as_ref() == Some(&journal) {
+        return Ok(());
+    }
+    if let Some(there) = &volume.ordered_journal {
+        let message = format!("volume `{}` has an ordered journal: {there}", volume.name);
+        return Err(ControlError::new(ErrorKind::Exists, message)
+            .field("ordered_journal")
+            .value(journal)
+            .remedy(
+                "name another one in the configuration file and start the node again: what is dirty is \
+                 in the cache",
+            ));
+    }
+    volume.ordered_journal = Some(journal);
+    check_journal_mode(volume)?;
+    let kept = inner.keeper.state().volumes.values().map(|kept| &kept.now);
+    let others: Vec<VolumeConfig> = kept.filter(|v| v.name != volume.name).cloned().collect();
+    config::check_volume(&inner.file, &others, volume)
+}
+
+/// A journal is asked for by command where it is used.
+fn check_journal_mode(volume: &VolumeConfig) -> Result<()> {
+    match &volume.ordered_journal {
+        Some(journal) if volume.mode != Mode::WriteBackOrdered => {
+            let message = format!(
+                "volume `{}` in {} has no use for an ordered journal",
+                volume.name, volume.mode
+            );
+            Err(ControlError::new(ErrorKind::Invalid, message)
+                .field("ordered_journal")
+                .value(journal)
+                .accepted("only with the mode write-back-ordered")
+                .remedy("switch first: forebay volume set-mode NAME write-back-ordered"))
+        }
+        _ => Ok(()),
     }
 }
 

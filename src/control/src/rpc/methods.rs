@@ -7,7 +7,7 @@ use crate::error::{ControlError, ErrorKind};
 use crate::fields::{Fields, Item, Raw};
 use crate::node::{DeviceFault, FaultKind, FaultOp, LbaRange};
 use crate::stat::SCHEMA_VERSION;
-use crate::value::{BadValue, check_nqn, nearest};
+use crate::value::{BadValue, check_device_uri, check_nqn, nearest};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::time::Duration;
@@ -211,6 +211,9 @@ fn volume(controller: &Controller, method: &str, params: Map<String, Value>) -> 
                     dirty_age_max: fields.span("dirty_age_max"),
                     batch_max: fields.size("batch_max"),
                     batch_age_max: fields.span("batch_age_max"),
+                    ordered_journal: fields.text("ordered_journal", |uri| {
+                        check_device_uri(uri).map(|()| uri.to_owned())
+                    }),
                     memory_tier: fields.size("memory_tier"),
                 };
                 Some((name(fields)?, change))
@@ -329,7 +332,8 @@ fn configuration(controller: &Controller, method: &str, params: Map<String, Valu
 
 fn fault(params: Map<String, Value>) -> Result<DeviceFault, ControlError> {
     read(params, |fields| {
-        let device = needed_text(fields, "device", "a device URI, `cache:N` or `backing:VOLUME`");
+        let accepted = "a device URI, `cache:N`, `backing:VOLUME` or `journal:VOLUME`";
+        let device = needed_text(fields, "device", accepted);
         let fault = fields.text("fault", |text| match text {
             "error" => Ok(FaultKind::Error),
             "hang" => Ok(FaultKind::Hang),

@@ -108,6 +108,7 @@ fn new_stat(volume: &VolumeConfig, prefix: &str, number: usize) -> VolumeStat {
         memory_tier_bytes: 0,
         dirty_bytes: 0,
         prefix: None,
+        ordered_journal: None,
         kept_bytes: 0,
         dirty_pinned_bytes: 0,
         dirty_max: 1 << 28,

@@ -22,6 +22,8 @@ fn the_documented_commands_parse() {
         "forebay doctor",
         "forebay format /dev/nvme1n1 --force nvme1n1",
         "forebay volume create v --backing uring:/dev/sdb --mode write-back --replicas 1 --min-copies 1 --block-size 4096 --subsystem s",
+        "forebay volume create v --backing uring:/dev/sdb --mode write-back-ordered --ordered-journal uring:/dev/sdc",
+        "forebay volume set v --ordered-journal uring:/dev/sdc",
         "forebay volume list -o json",
         "forebay volume show v",
         "forebay volume delete v --yes",

@@ -171,7 +171,10 @@ fn op(volume: &VolumeStat, over: &Over<'_>, side: fn(&VolumeStat) -> &OpStat) ->
 fn all_devices(stat: &NodeStat) -> Vec<(String, &DeviceStat)> {
     let caches = stat.caches.iter().enumerate().map(|(i, device)| (format!("cache:{i}"), device));
     let backing = stat.volumes.iter().map(|v| (format!("backing:{}", v.name), &v.backing));
-    caches.chain(backing).collect()
+    let journals = stat.volumes.iter().filter_map(|v| {
+        v.ordered_journal.as_ref().map(|journal| (format!("journal:{}", v.name), &journal.device))
+    });
+    caches.chain(backing).chain(journals).collect()
 }
 
 fn devices(stat: &NodeStat, over: &Over<'_>) -> String {

@@ -7,7 +7,7 @@ use forebay_control::VolumeConfig;
 use forebay_control::error::{ControlError, ErrorKind, Result};
 use forebay_control::jobs::JobView;
 use forebay_control::node::{LbaRange, Located, LostCache};
-use forebay_control::stat::{Prefix, VolumeStat};
+use forebay_control::stat::{OrderedJournalStat, Prefix, VolumeStat};
 use forebay_control::value::Mode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -100,6 +100,9 @@ pub(super) fn run(context: &Context, args: Volume) -> Result<()> {
         Volume::Set { name, limits } => {
             let mut params = limit_params(&limits.limits);
             params.insert("name".to_owned(), json!(name));
+            if let Some(journal) = limits.ordered_journal {
+                params.insert("ordered_journal".to_owned(), json!(journal));
+            }
             let config: VolumeConfig = context.client()?.get("volume_set", params.into())?;
             output::show(format, &config, |config| configured(config).join("\n"))
         }
@@ -149,6 +152,7 @@ fn create_params(create: &VolumeCreate) -> Value {
     put("min_copies", create.min_copies.map(|n| json!(n)));
     put("block_size", create.block_size.map(|n| json!(n)));
     put("subsystem", create.subsystem.as_ref().map(|s| json!(s)));
+    put("ordered_journal", create.ordered_journal.as_ref().map(|uri| json!(uri)));
     put("hosts", (!create.hosts.is_empty()).then(|| json!(create.hosts)));
     params.into()
 }
@@ -250,11 +254,24 @@ fn details(shown: &Shown) -> String {
             ),
         );
         if let Some(prefix) = v.prefix {
-            add("backing alone", prefix_text(prefix));
+            add("backing alone", prefix_text(prefix, v.ordered_journal.as_ref()));
             add(
                 "kept",
                 format!("{} replaced, waiting for their batch", output::bytes(v.kept_bytes)),
             );
+        }
+        if let Some(journal) = &v.ordered_journal {
+            let holds = if journal.complete {
+                "holds a complete batch, which is being applied"
+            } else {
+                "holds no complete batch"
+            };
+            let health = format!("{:?}", journal.device.health).to_lowercase();
+            let capacity = output::bytes(journal.capacity);
+            add("journal state", format!("{health}; {holds}, of at most {capacity}"));
+            if let Some(cause) = &journal.device.cause {
+                add("", cause.clone());
+            }
         }
         add(
             "cached",
@@ -295,10 +312,18 @@ fn details(shown: &Shown) -> String {
 }
 
 /// What the backing store would be without the cache, in words.
-fn prefix_text(prefix: Prefix) -> String {
+fn prefix_text(prefix: Prefix, journal: Option<&OrderedJournalStat>) -> String {
     match prefix {
-        Prefix::NotYet => "no known prefix yet".to_owned(),
+        Prefix::NotYet => {
+            "no known prefix yet: the first batch since the start or the switch is not complete"
+                .to_owned()
+        }
         Prefix::Holds { lsn } => format!("the prefix of writes at LSN {lsn}"),
+        Prefix::Destaging { lsn, end } if journal.is_some_and(|journal| journal.complete) => {
+            format!(
+                "in the middle of the batch from LSN {lsn} to {end}: the ordered journal makes it a prefix"
+            )
+        }
         Prefix::Destaging { lsn, end } => {
             format!("in the middle of the batch from LSN {lsn} to {end}: no prefix")
         }
@@ -319,6 +344,8 @@ fn configured(config: &VolumeConfig) -> Vec<String> {
     if config.mode == Mode::WriteBackOrdered {
         add("batch_max", config.batch_max.map(|v| v.to_string()));
         add("batch_age_max", config.batch_age_max.map(|v| v.to_string()));
+        let journal = config.ordered_journal.clone();
+        add("ordered_journal", Some(journal.unwrap_or_else(|| "none".to_owned())));
     }
     add("memory_tier", config.memory_tier.map(|v| v.to_string()));
     add("cache_min", config.cache_min.map(|v| v.to_string()));

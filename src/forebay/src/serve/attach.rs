@@ -7,6 +7,8 @@ use super::failpoints;
 use super::registry::{Served, engine_mode};
 use super::service::NodeService;
 use forebay_cache::engine::VolumeSpec;
+use forebay_cache::format::order_journal::JournalError;
+use forebay_cache::order_journal::{Found, OpenedJournal};
 use forebay_control::config::VolumeConfig;
 use forebay_control::error::{ControlError, ErrorKind, Result};
 use forebay_control::value::Mode;
@@ -16,7 +18,7 @@ use forebay_wire::Nqn;
 use std::time::Duration;
 
 /// How long an engine may take to write a superblock or make a volume's records dead.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Opens a volume's backing device on the volume's reactor.
 ///
@@ -39,7 +41,27 @@ pub(crate) fn open_backing(
     })?
 }
 
-/// Gives a backing device up that no engine uses.
+/// Opens a volume's ordered journal on the volume's reactor.
+///
+/// # Errors
+/// The device's own, in full.
+pub(crate) fn open_journal(
+    reactors: &Reactors,
+    reactor: u32,
+    id: VolumeId,
+    uri: &str,
+) -> Result<()> {
+    let uri = uri.to_owned();
+    reactors.call(reactor, move |service, _| {
+        let device = forebay_driver::open(&uri, &service.drivers)
+            .map_err(|error| super::journal::unopened(&uri, &error))?;
+        super::start::warn_buffered(&uri, &device);
+        service.devices.add_journal(id, Unit::new(uri, device));
+        Ok(())
+    })?
+}
+
+/// Gives a backing device and its ordered journal up that no engine uses.
 pub(crate) fn close_backing(reactors: &Reactors, reactor: u32, id: VolumeId) {
     // A reactor that does not answer has nothing left to close.
     let _ = reactors.call(reactor, move |service, _| service.devices.remove_backing(id));
@@ -62,8 +84,9 @@ pub(crate) fn add_to_engine(
     (reactor, engine): (u32, usize),
     identity: &Identity,
     config: &VolumeConfig,
-    backing: DeviceInfo,
+    (backing, journal): (DeviceInfo, Option<OpenedJournal>),
 ) -> Result<()> {
+    let patience = journal.as_ref().map_or(PATIENCE, super::journal::patience);
     let spec = VolumeSpec {
         id: identity.id,
         uuid: identity.uuid,
@@ -77,17 +100,27 @@ pub(crate) fn add_to_engine(
         on_failure: forebay_cache::engine::OnFailure::default(),
     };
     let (id, name) = (identity.id, config.name.clone());
+    let uri = config.ordered_journal.clone().unwrap_or_default();
     failpoints::hit("volume-add");
     reactors.call(reactor, move |service, context| {
         let Some(part) = service.shard.engine(engine) else {
             return Err(ControlError::failed("the cache of this volume is not served"));
         };
+        if journal.as_ref().is_some_and(|opened| opened.found == Found::Damaged)
+            && !part.knows(spec.uuid)
+        {
+            return Err(super::journal::refused(&uri, &JournalError::BatchDamaged));
+        }
         part.add_volume(&spec).map_err(engine_error)?;
+        if let Some(opened) = journal {
+            part.set_ordered_journal(id, opened)
+                .map_err(|error| super::journal::refused(&uri, &error))?;
+        }
         service.volumes.add(id, &name, engine, spec.mode);
         service.kick(context.now);
         Ok(())
     })??;
-    wait_for(reactors, reactor, move |service| {
+    wait_for(reactors, reactor, patience, move |service| {
         service.volumes.get(id).is_none_or(|volume| volume.attached)
     })?;
     reactors.call(reactor, move |service, _| {
@@ -100,19 +133,27 @@ pub(crate) fn add_to_engine(
 ///
 /// # Errors
 /// Where it does not come to hold in time.
-pub(crate) fn wait_for<F>(reactors: &Reactors, reactor: u32, done: F) -> Result<()>
+pub(crate) fn wait_for<F>(
+    reactors: &Reactors,
+    reactor: u32,
+    patience: Duration,
+    done: F,
+) -> Result<()>
 where
     F: Fn(&mut NodeService) -> bool + Clone + Send + 'static,
 {
-    let until = std::time::Instant::now() + PATIENCE;
+    let until = std::time::Instant::now() + patience;
     loop {
         let done = done.clone();
         if reactors.call(reactor, move |service, _| done(service))? {
             return Ok(());
         }
         if std::time::Instant::now() >= until {
-            return Err(ControlError::new(ErrorKind::TimedOut, "the cache device does not answer")
-                .remedy("`forebay stat` names devices that hang"));
+            return Err(ControlError::new(
+                ErrorKind::TimedOut,
+                "the volume's devices do not answer",
+            )
+            .remedy("`forebay stat` names devices that hang"));
         }
         std::thread::sleep(Duration::from_millis(2));
     }

@@ -9,7 +9,7 @@ use forebay_reactor::{LoopTime, MonotonicClock, RegionTable, WaitSet};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Checks the backing files and block devices of all volumes that there were before, while nothing
+/// Checks the backing files and block devices, and the ordered journals, of all volumes that there were before, while nothing
 /// has touched a cache device yet: recovery writes to it, and a refusal must leave everything as it
 /// was. Devices behind a network are checked when they are opened to be used.
 ///
@@ -29,6 +29,10 @@ pub(crate) fn check_all(config: &ServeConfig, store: &FileStore) -> Result<()> {
         let device = forebay_driver::open(&volume.backing, &context)
             .map_err(|error| unopened(&volume.backing, &error))?;
         check(&keyed.key, volume, device.info())?;
+        let journal = volume.ordered_journal.as_ref();
+        if journal.is_some_and(|uri| !uri.contains("nvmf+")) {
+            super::journal::check(volume, Some(&keyed.key), device.info())?;
+        }
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use super::publish::home_of;
 use super::registry::{Served, store_error};
 use forebay_control::error::{ControlError, Result};
 use forebay_control::jobs::JobHandle;
+use forebay_io::Device;
 use std::sync::Arc;
 
 impl Node {
@@ -87,13 +88,25 @@ impl Node {
 
     /// A volume is detached: its device is closed, its key becomes a tombstone.
     fn forget(&self, served: &Served) -> Result<()> {
-        close_backing(&self.reactors, served.reactor, served.id);
         let id = served.id;
+        let backing = self.reactors.call(served.reactor, move |service, _| {
+            service.devices.backing(id).map(|unit| unit.device.info().clone())
+        })?;
+        close_backing(&self.reactors, served.reactor, id);
         self.reactors.call(served.reactor, move |service, _| {
             service.shard.unserve(id);
             service.volumes.remove(id);
         })?;
         let mut inner = self.lock();
+        // What it is configured with now: it may have got a journal since the delete began.
+        let there = inner.registry.find(&served.config.name);
+        let journal = there.ok().and_then(|served| served.config.ordered_journal.clone());
+        if let (Some(uri), Some(backing)) = (journal, backing)
+            && let Err(error) = super::journal::clear(&uri, served.uuid, &backing)
+        {
+            tracing::warn!(volume = served.config.name, journal = uri, %error,
+                "its ordered journal cannot be used for another volume as it is");
+        }
         let keyed = inner.registry.key(&served.config.name)?;
         inner.registry.store.delete(served.uuid, keyed.revision).map_err(store_error)?;
         inner.registry.served.retain(|other| other.id != served.id);

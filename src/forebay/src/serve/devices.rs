@@ -97,6 +97,10 @@ impl Unit {
     }
 }
 
+fn find(units: &mut [(VolumeId, Unit)], volume: VolumeId) -> Option<&mut Unit> {
+    units.iter_mut().find(|(id, _)| *id == volume).map(|(_, unit)| unit)
+}
+
 /// All devices of a reactor.
 #[derive(Default)]
 pub(crate) struct Devices {
@@ -106,6 +110,8 @@ pub(crate) struct Devices {
     engine_cache: Vec<usize>,
     /// Backing devices, by volume.
     pub(crate) backings: Vec<(VolumeId, Unit)>,
+    /// Ordered journals, by volume.
+    pub(crate) journals: Vec<(VolumeId, Unit)>,
     pending: Vec<Option<Pending>>,
     free: Vec<usize>,
     done: Vec<Completion<PoolBuf>>,
@@ -127,11 +133,27 @@ impl Devices {
         self.backings.push((volume, unit));
     }
 
-    /// Gives a backing device up; what is in flight on it is forgotten with it.
+    pub(crate) fn add_journal(&mut self, volume: VolumeId, unit: Unit) {
+        self.journals.push((volume, unit));
+    }
+
+    /// Gives a backing device and its ordered journal up; what is in flight on them is forgotten with
+    /// them.
     pub(crate) fn remove_backing(&mut self, volume: VolumeId) {
         self.backings.retain(|(id, _)| *id != volume);
+        self.forget(Source::Backing(volume));
+        self.remove_journal(volume);
+    }
+
+    /// Gives an ordered journal up.
+    pub(crate) fn remove_journal(&mut self, volume: VolumeId) {
+        self.journals.retain(|(id, _)| *id != volume);
+        self.forget(Source::Journal(volume));
+    }
+
+    fn forget(&mut self, source: Source) {
         for slot in 0..self.pending.len() {
-            if self.pending[slot].is_some_and(|p| p.source == Source::Backing(volume)) {
+            if self.pending[slot].is_some_and(|p| p.source == source) {
                 self.pending[slot] = None;
                 self.free.push(slot);
             }
@@ -139,13 +161,18 @@ impl Devices {
     }
 
     pub(crate) fn backing(&mut self, volume: VolumeId) -> Option<&mut Unit> {
-        self.backings.iter_mut().find(|(id, _)| *id == volume).map(|(_, unit)| unit)
+        find(&mut self.backings, volume)
+    }
+
+    pub(crate) fn journal(&mut self, volume: VolumeId) -> Option<&mut Unit> {
+        find(&mut self.journals, volume)
     }
 
     /// When a device must be polled at the latest although nothing wakes the reactor.
     pub(crate) fn next_deadline(&self) -> Instant {
         let caches = self.caches.iter().map(|(_, unit)| unit);
-        let all = caches.chain(self.backings.iter().map(|(_, unit)| unit));
+        let volumes = self.backings.iter().chain(&self.journals).map(|(_, unit)| unit);
+        let all = caches.chain(volumes);
         let due = |unit: &Unit| {
             if unit.waiting.is_empty() { unit.device.next_deadline() } else { Instant(0) }
         };
@@ -201,11 +228,8 @@ impl Devices {
                 .get(engine)
                 .and_then(|at| self.caches.get_mut(*at))
                 .map(|(_, unit)| unit),
-            Source::Backing(volume) => {
-                self.backings.iter_mut().find(|(id, _)| *id == volume).map(|(_, unit)| unit)
-            }
-            // The daemon gives no volume an ordered journal yet.
-            Source::Journal(_) => None,
+            Source::Backing(volume) => find(&mut self.backings, volume),
+            Source::Journal(volume) => find(&mut self.journals, volume),
         };
         let Some(unit) = unit else {
             let gone =
@@ -227,13 +251,8 @@ impl Devices {
     fn complete(&mut self, shard: &mut NodeShard, now: Instant) -> bool {
         let mut any = false;
         let mut done = core::mem::take(&mut self.done);
-        for at in 0..self.caches.len() + self.backings.len() {
-            let caches = self.caches.len();
-            let unit = if at < caches {
-                &mut self.caches[at].1
-            } else {
-                &mut self.backings[at - caches].1
-            };
+        let volumes = self.backings.iter_mut().chain(&mut self.journals).map(|(_, unit)| unit);
+        for unit in self.caches.iter_mut().map(|(_, unit)| unit).chain(volumes) {
             unit.retry();
             if unit.device.in_flight() == 0 {
                 continue;

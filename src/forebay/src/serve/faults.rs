@@ -6,10 +6,11 @@ use forebay_control::error::{ControlError, ErrorKind, Result};
 use forebay_control::node::DeviceFault;
 use forebay_io::VolumeId;
 
-/// Which device is meant: its URI, `cache:N` or `backing:VOLUME`.
+/// Which device is meant: its URI, `cache:N`, `backing:VOLUME` or `journal:VOLUME`.
 enum Which {
     Cache { reactor: u32, number: u32 },
     Backing { reactor: u32, volume: VolumeId },
+    Journal { reactor: u32, volume: VolumeId },
 }
 
 fn find(node: &Node, registry: &Registry, name: &str) -> Result<Which> {
@@ -21,8 +22,15 @@ fn find(node: &Node, registry: &Registry, name: &str) -> Result<Which> {
     let backing = registry.served.iter().find(|served| {
         served.config.backing == name || name.strip_prefix("backing:") == Some(&served.config.name)
     });
-    match backing {
-        Some(served) => Ok(Which::Backing { reactor: served.reactor, volume: served.id }),
+    if let Some(served) = backing {
+        return Ok(Which::Backing { reactor: served.reactor, volume: served.id });
+    }
+    let journal = registry.served.iter().find(|served| {
+        served.config.ordered_journal.as_deref() == Some(name)
+            || name.strip_prefix("journal:") == Some(&served.config.name)
+    });
+    match journal {
+        Some(served) => Ok(Which::Journal { reactor: served.reactor, volume: served.id }),
         None => Err(ControlError::not_found("device", name)),
     }
 }
@@ -31,7 +39,9 @@ fn find(node: &Node, registry: &Registry, name: &str) -> Result<Which> {
 pub(crate) fn inject(node: &Node, registry: &Registry, fault: &DeviceFault) -> Result<()> {
     let which = find(node, registry, &fault.device)?;
     let reactor = match which {
-        Which::Cache { reactor, .. } | Which::Backing { reactor, .. } => reactor,
+        Which::Cache { reactor, .. }
+        | Which::Backing { reactor, .. }
+        | Which::Journal { reactor, .. } => reactor,
     };
     let wanted = super::fault_plan::plan(fault);
     let done = node.reactors.call(reactor, move |service, _| {
@@ -40,6 +50,7 @@ pub(crate) fn inject(node: &Node, registry: &Registry, fault: &DeviceFault) -> R
                 service.devices.caches.iter_mut().find(|(n, _)| *n == number).map(|(_, unit)| unit)
             }
             Which::Backing { volume, .. } => service.devices.backing(volume),
+            Which::Journal { volume, .. } => service.devices.journal(volume),
         };
         unit.and_then(|unit| unit.device.faults())
             .map(|faults| super::fault_plan::apply(&wanted, &faults))

@@ -20,6 +20,7 @@ pub(crate) mod failpoints;
 mod fault_plan;
 mod faults;
 mod follow;
+mod journal;
 mod limits;
 mod live;
 mod net;

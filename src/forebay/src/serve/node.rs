@@ -1,7 +1,7 @@
 //! The running node, as the control plane drives it.
 
 use super::attach::{
-    Identity, add_to_engine, close_backing, engine_error, open_backing, parse_nqn,
+    Identity, add_to_engine, close_backing, engine_error, open_backing, open_journal, parse_nqn,
 };
 use super::backing::check as check_backing;
 use super::calls::Reactors;
@@ -9,11 +9,13 @@ use super::follow::{Look, cancelled, damage_left};
 use super::publish::{access, home_of};
 use super::registry::{Down, Registry, Served, engine_mode, from_kept, kept_mode, store_error};
 use super::stat::Sampler;
-use forebay_cluster::{NewVolume, Placement};
+use forebay_cluster::{NewVolume, Placement, VolumeKey};
 use forebay_control::config::{ServeConfig, VolumeConfig};
 use forebay_control::error::{ControlError, ErrorKind, Result};
 use forebay_control::jobs::JobHandle;
-use forebay_control::node::{Copy, DeviceFault, LbaRange, Located, LostCache, NodeControl};
+use forebay_control::node::{
+    Copy, DeviceFault, JournalHolds, LbaRange, Located, LostCache, NodeControl,
+};
 use forebay_control::stat::{NodeStat, NodeState};
 use forebay_control::value::{Durability, Mode};
 use forebay_io::{DeviceInfo, Epoch, Uuid};
@@ -114,23 +116,25 @@ impl Node {
                 .remedy("nothing was changed; `forebay stat` shows how it is"));
         };
         let key = inner.registry.key(name)?.key;
+        let config = inner.registry.down[at].config.clone();
+        let holds = super::journal::look(&config, &key)?;
         let lost = LostCache {
             clean: key.clean,
             ranges: Vec::new(),
             complete: key.clean,
-            note: if key.clean {
-                "the volume was clean: its backing device has everything".to_owned()
-            } else {
-                "everything that was dirty in the lost cache is lost; which blocks, only that cache knew".to_owned()
-            },
+            ordered_journal: holds,
+            note: lost_note(&key, holds),
         };
         if !commit {
             return Ok(lost);
         }
+        if holds == Some(JournalHolds::Damaged) {
+            // The operator has read that; from now on it is out of date, and voided.
+            inner.registry.change(name, |key| key.ordered_journal = None)?;
+        }
         let cache = self.emptiest(&inner.registry)?;
         let place = Placement { cache: self.caches[cache].uuid, shard: 0 };
         inner.registry.change(name, |key| key.placement = Some(place))?;
-        let config = inner.registry.down[at].config.clone();
         self.start_locked(&mut inner, &config)?;
         inner.registry.down.remove(at);
         self.publish(&inner)?;
@@ -170,6 +174,7 @@ impl Node {
     ) -> Result<Served> {
         let cache = &self.caches[number];
         if registry.store.find(&config.name).is_none() {
+            super::journal::check(config, None, info)?;
             let new = NewVolume {
                 name: config.name.clone(),
                 group: config.subsystem.clone(),
@@ -184,6 +189,10 @@ impl Node {
         }
         let keyed = registry.key(&config.name)?;
         check_backing(&keyed.key, config, info)?;
+        let journal = super::journal::open(registry, config, info)?;
+        if let Some(uri) = &config.ordered_journal {
+            open_journal(&self.reactors, cache.reactor, id, uri)?;
+        }
         // Not clean from before the first acknowledgement that only the journal has.
         let mode = from_kept(keyed.key.mode);
         let keyed = registry.change(&config.name, |key| {
@@ -198,7 +207,7 @@ impl Node {
             (cache.reactor, cache.engine),
             &identity,
             config,
-            info.clone(),
+            (info.clone(), journal),
         )?;
         Ok(Served {
             config: config.clone(),
@@ -337,6 +346,8 @@ impl NodeControl for Handle {
     fn update_volume(&self, volume: &VolumeConfig) -> Result<()> {
         let mut inner = self.0.lock();
         let hosts = access(volume, &inner.hosts, self.0.config.security.any_host_from_loopback)?;
+        let served = inner.registry.find(&volume.name)?.clone();
+        self.0.give_journal(&mut inner.registry, &served, volume)?;
         let served = inner.registry.find_mut(&volume.name)?;
         served.config = volume.clone();
         let served = served.clone();
@@ -414,6 +425,38 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// What there is to say of a volume whose cache is lost.
+fn lost_note(key: &VolumeKey, holds: Option<JournalHolds>) -> String {
+    if key.clean {
+        return "the volume was clean: its backing device has everything".to_owned();
+    }
+    let lost =
+        "everything that was dirty in the lost cache is lost; which blocks, only that cache knew";
+    let ordered = match holds {
+        None => return lost.to_owned(),
+        Some(JournalHolds::Nothing) => {
+            "the ordered journal holds no batch: the backing device has none in part, and is a prefix of the \
+             acknowledged writes if one was complete since the volume entered write-back-ordered"
+        }
+        Some(JournalHolds::Batch { end, blocks }) => {
+            return format!(
+                "the ordered journal holds the batch up to LSN {end} ({blocks} blocks): it is written to the \
+                 backing device before the volume is served, which is a prefix of the acknowledged writes \
+                 then; {lost}, but for that batch"
+            );
+        }
+        Some(JournalHolds::Damaged) => {
+            "the ordered journal holds a batch that cannot be read back: the backing device may have a part \
+             of it, and is no known prefix; going on, the batch is dropped"
+        }
+        Some(JournalHolds::Outdated) => {
+            "the ordered journal holds a batch from before the volume was served without it: it is dropped, \
+             and whether the backing device is a prefix is not known"
+        }
+    };
+    format!("{ordered}; {lost}")
 }
 
 /// Which copies of a range are current, joined where neighbours agree.

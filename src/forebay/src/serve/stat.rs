@@ -7,13 +7,13 @@ use super::node::Node;
 use super::registry::{Down, Registry, Served, from_kept, shown_mode};
 use super::service::NodeService;
 use super::timing::{Timings, Which, Whose};
-use forebay_cache::engine::{BlockCounts, EngineStats, OrderState, VolumeStats};
+use forebay_cache::engine::{BlockCounts, EngineStats, OrderJournalStats, OrderState, VolumeStats};
 use forebay_cluster::VolumeKey;
 use forebay_control::config::ServeConfig;
 use forebay_control::error::Result;
 use forebay_control::stat::{
     DeviceStat, Health, HostStat, ListenStat, MemoryStat, NodeInfo, NodeStat, NodeState, OpStat,
-    Prefix, ReactorStat, SCHEMA_VERSION, VolumeStat, VolumeState,
+    OrderedJournalStat, Prefix, ReactorStat, SCHEMA_VERSION, VolumeStat, VolumeState,
 };
 use forebay_control::value::Durability;
 use forebay_io::{Device, DeviceError, Instant, VolumeId};
@@ -38,6 +38,7 @@ struct Picture {
     engine_errors: Vec<Option<DeviceError>>,
     caches: Vec<(u32, DevicePicture)>,
     backings: Vec<(VolumeId, DevicePicture)>,
+    journals: Vec<(VolumeId, DevicePicture)>,
     states: Vec<(VolumeId, Option<VolumeStats>, Option<String>)>,
     controllers: Vec<(ControllerInfo, Option<Meta>)>,
 }
@@ -181,6 +182,11 @@ impl Sampler {
             let seconds = picture.now.since(at).as_secs();
             backing.cause = Some(format!("{error}, for {seconds} s"));
         }
+        let journal = picture.journals.iter().find(|(id, _)| *id == served.id);
+        let journal = inside.order_journal.zip(journal).map(|(inside, (id, device))| {
+            let device = device.timed(Whose::Journal(*id), &mut self.timings);
+            journal_of(picture.now, inside, device)
+        });
         let state = if cause.is_some() { VolumeState::Degraded } else { VolumeState::Active };
         let block = u64::from(served.config.block_size);
         let blocks = inside.blocks;
@@ -217,6 +223,7 @@ impl Sampler {
             memory_tier_bytes: engine.tier_pages * 4096,
             dirty_bytes: inside.dirty_bytes,
             prefix: inside.order.map(prefix_of),
+            ordered_journal: journal,
             kept_bytes: inside.kept_bytes,
             dirty_pinned_bytes: engine.dirty_bytes,
             dirty_max: engine.dirty_limit,
@@ -256,6 +263,22 @@ impl Node {
         })?;
         Ok(all.into_iter().flatten().next().unwrap_or_default())
     }
+}
+
+/// A volume's ordered journal: its device, and what the engine knows of it.
+fn journal_of(
+    now: Instant,
+    inside: OrderJournalStats,
+    mut device: DeviceStat,
+) -> OrderedJournalStat {
+    if let Some((at, error)) = inside.failing {
+        device.health = Health::Failed;
+        device.cause = Some(format!("{error}, for {} s", now.since(at).as_secs()));
+    } else if let Some(at) = inside.hanging {
+        device.health = Health::Degraded;
+        device.cause = Some(format!("no answer for {} s", now.since(at).as_secs()));
+    }
+    OrderedJournalStat { device, capacity: inside.capacity, complete: inside.complete }
 }
 
 const fn prefix_of(state: OrderState) -> Prefix {
@@ -298,6 +321,7 @@ fn down(node: &Node, aside: &Down, key: &VolumeKey) -> VolumeStat {
         memory_tier_bytes: 0,
         dirty_bytes: 0,
         prefix: None,
+        ordered_journal: None,
         kept_bytes: 0,
         dirty_pinned_bytes: 0,
         dirty_max: 0,
@@ -334,6 +358,12 @@ fn picture(service: &mut NodeService, now: Instant) -> Picture {
         backings: service
             .devices
             .backings
+            .iter_mut()
+            .map(|(id, unit)| (*id, device(unit)))
+            .collect(),
+        journals: service
+            .devices
+            .journals
             .iter_mut()
             .map(|(id, unit)| (*id, device(unit)))
             .collect(),
@@ -466,6 +496,11 @@ fn rates(stat: &mut NodeStat, before: Option<&NodeStat>, seconds: f64) {
         rate(&mut now.flush, then.map(|then| &then.flush));
         rate(&mut now.backing.read, then.map(|then| &then.backing.read));
         rate(&mut now.backing.write, then.map(|then| &then.backing.write));
+        if let Some(journal) = &mut now.ordered_journal {
+            let then = then.and_then(|then| then.ordered_journal.as_ref());
+            rate(&mut journal.device.read, then.map(|then| &then.device.read));
+            rate(&mut journal.device.write, then.map(|then| &then.device.write));
+        }
         let destaged = now.destaged_bytes.saturating_sub(then.map_or(0, |v| v.destaged_bytes));
         now.destage_bytes_per_s = as_f64(destaged) / seconds;
     }

@@ -14,6 +14,8 @@ pub(crate) enum Whose {
     Cache(u32),
     /// A volume's backing device's.
     Backing(VolumeId),
+    /// A volume's ordered journal's.
+    Journal(VolumeId),
 }
 
 /// Which operations.

@@ -16,6 +16,7 @@ pub mod host;
 pub mod load;
 pub mod model;
 pub mod mount;
+pub mod ordered;
 pub mod records;
 pub mod setup;
 
