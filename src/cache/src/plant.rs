@@ -141,10 +141,30 @@ pub enum Bug {
     AckBeforeDurable,
     /// What is read while a write that timed out may still be carried out is kept in the cache.
     FillInDoubt,
+    /// An ordered journal's table and data are not flushed before the header that says *complete*.
+    JournalUnflushed = 110,
+    /// A batch is applied before the header that says *complete* is durable.
+    JournalHeaderNotAwaited,
+    /// What is read back from an ordered journal is not checked.
+    JournalUnchecked,
+    /// Host writes go to the backing device while a batch is complete.
+    JournalPassed,
+    /// What a batch wrote is trimmed before the header says *nothing*.
+    JournalTrimEarly,
+    /// The backing device is not flushed before the header says *nothing*.
+    JournalApplyUnflushed,
+    /// Headers do not alternate.
+    JournalOneHeader,
+    /// A batch that could not be gathered whole is completed all the same.
+    JournalHoled,
 }
 
-/// How many there are.
+/// How many there are below [`JOURNAL_FIRST`].
 pub const BUGS: u16 = Bug::FillInDoubt as u16;
+/// The first rule of the ordered journal.
+pub const JOURNAL_FIRST: u16 = Bug::JournalUnflushed as u16;
+/// The last one.
+pub const JOURNAL_LAST: u16 = Bug::JournalHoled as u16;
 
 /// Which rule is removed, if any.
 #[derive(Clone, Copy, Debug, Default)]

@@ -4,9 +4,10 @@
 use crate::bounded;
 use crate::images::{Effort, ImageCounts};
 use crate::node;
+use crate::ordered;
 use crate::run::{Options, run};
 use crate::script::{RICHER_FROM, SCENES_FROM};
-use forebay_cache::plant::BUGS;
+use forebay_cache::plant::{BUGS, JOURNAL_FIRST, JOURNAL_LAST};
 use forebay_nvmf::plant::{FIRST, LAST};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -35,6 +36,15 @@ pub struct Patience {
 }
 
 fn hunt(bug: u16, patience: &Patience) -> (Caught, String) {
+    if (JOURNAL_FIRST..=JOURNAL_LAST).contains(&bug) {
+        // A rule of the ordered journal: what is on the backing device once its batch is replayed.
+        for seed in 0..patience.seeds {
+            if let (_, Err(what)) = ordered::run(seed, ordered::STEPS, false, (true, bug)) {
+                return (Caught::Seeds(seed + 1), what);
+            }
+        }
+        return (Caught::No, String::new());
+    }
     if bug >= FIRST {
         // A rule of target or shard: whole nodes.
         for seed in 0..patience.seeds.max(NODES) {
@@ -87,7 +97,8 @@ pub fn score(only: u64, from: u64, patience: &Patience) -> bool {
         0 => u64::from(*bug) >= from,
         only => u64::from(*bug) == only,
     };
-    let bugs: Vec<u16> = (1..=BUGS).chain(FIRST..=LAST).filter(hunted).collect();
+    let bugs: Vec<u16> =
+        (1..=BUGS).chain(FIRST..=LAST).chain(JOURNAL_FIRST..=JOURNAL_LAST).filter(hunted).collect();
     let all = Mutex::new(Vec::new());
     crate::suite::each(bugs.len() as u64, |at| {
         let bug = bugs[usize::try_from(at).unwrap_or(0)];
@@ -110,7 +121,11 @@ pub fn score(only: u64, from: u64, patience: &Patience) -> bool {
         "plants: {} of {} planted bugs caught, {} by seeds (median {} seeds), {images} by crash images; \
          missed {missed:?}; {:.0} s",
         needed.len() + images,
-        if only == 0 && from <= 1 { usize::from(BUGS + LAST - FIRST + 1) } else { all.len() },
+        if only == 0 && from <= 1 {
+            usize::from(BUGS + LAST - FIRST + 1 + JOURNAL_LAST - JOURNAL_FIRST + 1)
+        } else {
+            all.len()
+        },
         needed.len(),
         needed.get(needed.len() / 2).copied().unwrap_or(0),
         started.elapsed().as_secs_f64()

@@ -256,6 +256,8 @@ struct Size {
     scenes: u64,
     /// Runs in write-back-ordered.
     ordered: u64,
+    /// The same with an ordered journal.
+    journal: u64,
     /// Seeds of a whole node.
     nodes: u64,
 }
@@ -280,7 +282,7 @@ fn all(size: &Size) -> bool {
     let mut seeded = seeds(&Seeds { from: 0, count: size.seeds, plant: 0 });
     seeded.add(&seeds(&Seeds { from: SCENES_FROM, count: size.scenes, plant: 0 }));
     let ordered = crate::ordered::seeds(0, size.ordered, crate::ordered::STEPS, false, false);
-    let journal = crate::ordered::seeds(0, size.ordered / 2, crate::ordered::STEPS, false, true);
+    let journal = crate::ordered::seeds(0, size.journal, crate::ordered::STEPS, false, true);
     let nodes = node(&Seeds { from: 0, count: size.nodes, plant: 0 });
     let mut counts = pairs.counts;
     counts.add(&triples.counts);
@@ -316,6 +318,7 @@ pub fn ci() -> bool {
         seeds: 2000,
         scenes: 200,
         ordered: 320,
+        journal: 600,
         nodes: 300,
     })
 }
@@ -331,6 +334,7 @@ pub fn soak() -> bool {
         seeds: 20_000,
         scenes: 2000,
         ordered: 2000,
+        journal: 6000,
         nodes: 5000,
     })
 }

@@ -124,7 +124,9 @@ impl<B: Buf> Engine<B> {
     /// Claims the backing device's blocks for a host write and writes.
     pub(super) fn backing_go<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
         let place = self.reqs.get(h).map(|req| req.volume);
-        if place.and_then(|place| self.vols.get(place)).is_some_and(|vol| vol.journal_busy()) {
+        if place.and_then(|place| self.vols.get(place)).is_some_and(|vol| vol.journal_busy())
+            && !self.plant.has(Bug::JournalPassed)
+        {
             // A batch that is not applied would be written over it after a crash.
             self.stall(h, cx.now);
             return;

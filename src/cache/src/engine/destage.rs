@@ -601,6 +601,7 @@ impl<B: Buf> Engine<B> {
             if let Some(order) = self.vols.get_mut(place).and_then(|vol| vol.order.as_mut()) {
                 order.unflushed();
             }
+            self.order_left(place);
             self.backing_error(cx, place, error);
         }
     }

@@ -439,6 +439,22 @@ impl<B: Buf> Engine<B> {
         if let Some(order) = self.vols.get_mut(place).and_then(|vol| vol.order.as_mut()) {
             order.extend |= order.phase == Phase::Batch;
         }
+        self.order_left(place);
+    }
+
+    /// What a batch wrote may be dirty still, as its trim was not appended after the batch was complete in
+    /// the ordered journal: the next batch has it once more.
+    pub(super) fn order_left(&mut self, place: u16) {
+        let now = self.last_poll;
+        let Some(vol) = self.vols.get_mut(place).filter(|vol| vol.in_journal()) else { return };
+        let Some(order) = vol.order.as_mut() else { return };
+        match order.phase {
+            Phase::Batch => order.extend = true,
+            Phase::Open => {
+                order.open_since.get_or_insert(now);
+            }
+            Phase::Entering => {}
+        }
     }
 
     /// A later change replaces what the index named. If that is of the batch under way, it is kept.

@@ -25,6 +25,7 @@ use crate::format::order_journal::{
     Entry, Header, JournalError, State, TABLE_ENTRIES, data_crc, encode_table,
 };
 use crate::order_journal::{Found, OpenedJournal};
+use crate::plant::Bug;
 use apply::Piece;
 use forebay_io::device::DeviceInfo;
 use forebay_io::{
@@ -367,6 +368,9 @@ impl<B: Buf> Engine<B> {
             Err(error) => self.journal_error(now, place, error),
         }
         let Some(vol) = self.vols.get_mut(place) else { return };
+        if self.plant.has(Bug::JournalHoled) {
+            return;
+        }
         if let (Err(_), Some(order), Some(journal)) =
             (result, vol.order.as_mut(), vol.order_journal.as_ref())
         {
@@ -476,6 +480,16 @@ impl<B: Buf> Engine<B> {
             (journal.stage, journal.abandoned) = (Stage::Apply, true);
         }
         let flushes = journal.info.volatile_write_cache;
+        let skipped = match journal.stage {
+            Stage::Flush => self.plant.has(Bug::JournalUnflushed),
+            Stage::CompleteFlush => self.plant.has(Bug::JournalHeaderNotAwaited),
+            Stage::BackingFlush => self.plant.has(Bug::JournalApplyUnflushed),
+            _ => false,
+        };
+        if skipped {
+            self.stage_done(cx, place);
+            return true;
+        }
         match journal.stage {
             Stage::Gather => false,
             Stage::Table(index) => {
@@ -565,8 +579,11 @@ impl<B: Buf> Engine<B> {
             return;
         }
         journal.under_way = true;
-        let mut op = Op::write(0, header.offset(), BLOCK, buf);
-        op.fua = true;
+        let complete = header.state == State::Complete;
+        let one = self.plant.has(Bug::JournalOneHeader);
+        let at = if one { 0 } else { header.offset() };
+        let mut op = Op::write(0, at, BLOCK, buf);
+        op.fua = !(complete && self.plant.has(Bug::JournalHeaderNotAwaited));
         self.journal_op(cx.now, place, What::Ordered { place, step: Step::Only }, op);
     }
 
@@ -630,7 +647,11 @@ impl<B: Buf> Engine<B> {
             Stage::CompleteFlush => {
                 journal.header = Self::next_header(journal);
                 journal.next = apply::Cursor::default();
-                Stage::Apply
+                journal.stage = Stage::Apply;
+                if self.plant.has(Bug::JournalTrimEarly) {
+                    self.journal_trims(cx.now, place, true);
+                }
+                return;
             }
             Stage::Apply => Stage::BackingFlush,
             Stage::BackingFlush => Stage::Mark,
@@ -650,27 +671,16 @@ impl<B: Buf> Engine<B> {
         journal.cold = false;
         let (whole, end, good) = (journal.whole, journal.end, !journal.abandoned && !failed);
         journal.whole = false;
-        let mut done = core::mem::take(&mut journal.done);
-        let mut zeroes = core::mem::take(&mut journal.zeroes);
-        journal.restart();
-        for w in done.drain(..).filter(|_| good) {
-            let same = self.lives(w.slot, w.life);
-            let Some(key) = self.vols.key(w.place, w.block).filter(|_| same) else { continue };
-            let old = self.index.update_if_slot(key, w.slot, |flags| {
-                if flags.dirty() { flags.with_spare(flags.spare() | spare::WRITTEN) } else { flags }
-            });
-            if old.is_some_and(|flags| flags.dirty()) {
-                self.destage.written(cx.now, w);
-            }
-        }
-        for z in zeroes.drain(..).filter(|_| good) {
-            self.destage.zeroes_written(cx.now, z);
-        }
+        self.journal_trims(cx.now, place, good);
         if let Some(journal) = self.journal_mut(place) {
-            (journal.done, journal.zeroes) = (done, zeroes);
+            journal.restart();
         }
         let Some(vol) = self.vols.get_mut(place) else { return };
         if let Some(order) = vol.order.as_mut().filter(|order| order.phase == Phase::Batch) {
+            if order.extend {
+                // What was moved meanwhile is dirty still.
+                order.open_since.get_or_insert(cx.now);
+            }
             order.held = (whole && good).then_some(end);
             (order.phase, order.writing, order.extend) = (Phase::Open, false, false);
             if !good {
@@ -678,6 +688,30 @@ impl<B: Buf> Engine<B> {
             }
         }
         self.attach_step();
+    }
+
+    /// What a batch wrote awaits its trim, if it is `good`.
+    fn journal_trims(&mut self, now: Instant, place: u16, good: bool) {
+        let Some(journal) = self.journal_mut(place) else { return };
+        let mut done = core::mem::take(&mut journal.done);
+        let mut zeroes = core::mem::take(&mut journal.zeroes);
+        for w in done.drain(..).filter(|_| good) {
+            let same = self.lives(w.slot, w.life);
+            let Some(key) = self.vols.key(w.place, w.block).filter(|_| same) else { continue };
+            let old = self.index.update_if_slot(key, w.slot, |flags| {
+                if flags.dirty() { flags.with_spare(flags.spare() | spare::WRITTEN) } else { flags }
+            });
+            if old.is_some_and(|flags| flags.dirty()) {
+                self.destage.written(now, w);
+            }
+        }
+        for z in zeroes.drain(..).filter(|_| good) {
+            self.destage.zeroes_written(now, z);
+        }
+        if let Some(journal) = self.journal_mut(place) {
+            // Their room is kept.
+            (journal.done, journal.zeroes) = (done, zeroes);
+        }
     }
 
     fn journal_error(&mut self, now: Instant, place: u16, error: DeviceError) {
