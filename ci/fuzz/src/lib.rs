@@ -6,6 +6,7 @@
 
 mod chunks;
 mod initiator;
+mod journal;
 pub mod mutate;
 pub mod reached;
 mod recovery;
@@ -20,6 +21,7 @@ mod wire;
 use rpc::support::words;
 
 pub use initiator::{discovery, initiator};
+pub use journal::journal;
 pub use recovery::recovery;
 pub use rpc::rpc;
 pub use storage::{segment, superblock};
@@ -43,13 +45,14 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target { name: "wire", run: wire, runs: 1_000_000, max_len: 4200, words: &[] },
     Target { name: "target", run: target, runs: 600_000, max_len: 8192, words: &[] },
     Target { name: "initiator", run: initiator, runs: 400_000, max_len: 24_576, words: &[] },
     Target { name: "discovery", run: discovery, runs: 200_000, max_len: 16_384, words: &[] },
     Target { name: "superblock", run: superblock, runs: 300_000, max_len: 4096, words: &[] },
     Target { name: "segment", run: segment, runs: 300_000, max_len: 4096, words: &[] },
+    Target { name: "journal", run: journal, runs: 100_000, max_len: 1024, words: &[] },
     Target { name: "recovery", run: recovery, runs: 40_000, max_len: 1024, words: &[] },
     Target { name: "rpc", run: rpc, runs: 300_000, max_len: 4096, words: words::RPC },
     Target { name: "config", run: config, runs: 200_000, max_len: 4096, words: words::TOML },

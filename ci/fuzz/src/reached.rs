@@ -34,6 +34,8 @@ pub(crate) static DONE: Count = Count::new("initiator", "operations done well");
 pub(crate) static LOGS: Count = Count::new("discovery", "logs read");
 pub(crate) static SUPERS: Count = Count::new("superblock", "superblocks and headers accepted");
 pub(crate) static PARTS: Count = Count::new("segment", "headers, footers and marks accepted");
+pub(crate) static JOURNALS: Count = Count::new("journal", "ordered journals opened");
+pub(crate) static BATCHES: Count = Count::new("journal", "complete batches read back");
 pub(crate) static RECOVERED: Count = Count::new("recovery", "shards recovered");
 pub(crate) static REFUSED: Count = Count::new("recovery", "recoveries refused");
 pub(crate) static RESULTS: Count = Count::new("rpc", "results");
@@ -42,7 +44,7 @@ pub(crate) static CONFIGS: Count = Count::new("config", "configurations accepted
 pub(crate) static URIS: Count = Count::new("uri", "URIs accepted");
 
 /// All of them; a run in which one stays zero shows nothing.
-pub static ALL: [&Count; 14] = [
-    &FRAMES, &REQUESTS, &LOST, &READY, &DONE, &LOGS, &SUPERS, &PARTS, &RECOVERED, &REFUSED,
-    &RESULTS, &ERRORS, &CONFIGS, &URIS,
+pub static ALL: [&Count; 16] = [
+    &FRAMES, &REQUESTS, &LOST, &READY, &DONE, &LOGS, &SUPERS, &PARTS, &JOURNALS, &BATCHES,
+    &RECOVERED, &REFUSED, &RESULTS, &ERRORS, &CONFIGS, &URIS,
 ];

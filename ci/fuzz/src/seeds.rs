@@ -219,12 +219,34 @@ fn storage(corpus: &mut Corpus) {
         edit
     };
     add(corpus, "recovery", "sound", Vec::new());
+    ordered_journals(corpus, edit);
     for block in 0..24 {
         let name = format!("field-{block}");
         add(corpus, "recovery", &name, edit(7, block, 64, [1, 0, 0, 0, 0, 0, 0, 0]));
     }
     let edits = [edit(4, 6, 0, [7; 8]), edit(5, 9, 512, [0; 8]), edit(6, 11, 0, [0; 8])].concat();
     add(corpus, "recovery", "copied-torn-unreadable", edits);
+}
+
+fn ordered_journals(corpus: &mut Corpus, edit: impl Fn(u8, u8, u16, [u8; 8]) -> Vec<u8>) {
+    let one = [1, 0, 0, 0, 0, 0, 0, 0];
+    for (name, expect) in [("sound", 0), ("looked-at", 1), ("outdated", 2)] {
+        add(corpus, "journal", name, vec![expect]);
+    }
+    let mut put = |name: &str, edits: &[u8]| {
+        add(corpus, "journal", name, [&[0], edits].concat());
+    };
+    put("blank", &edit(7, 0, 0, one));
+    put("torn-header", &edit(0, 0, 40, one));
+    // Fields of the headers and of the table, with right CRCs.
+    for (at, field) in [14u16, 32, 40, 48, 56, 64, 72, 80].into_iter().enumerate() {
+        put(&format!("header-{at}"), &edit(3, 0, field, one));
+    }
+    for (at, field) in [12u16, 16, 24, 32, 40, 44].into_iter().enumerate() {
+        put(&format!("table-{at}"), &edit(3, 2, field, one));
+    }
+    put("rotten-data", &edit(0, 4, 100, one));
+    put("unreadable-table", &edit(6, 2, 0, one));
 }
 
 fn texts(corpus: &mut Corpus) {

@@ -42,6 +42,7 @@ fn the_corpus_alone_reaches_the_depths() {
         "logs read",
         "superblocks and headers accepted",
         "headers, footers and marks accepted",
+        "complete batches read back",
         "shards recovered",
         "configurations accepted",
         "URIs accepted",

@@ -153,8 +153,8 @@ pub enum Bug {
     JournalTrimEarly,
     /// The backing device is not flushed before the header says *nothing*.
     JournalApplyUnflushed,
-    /// Headers do not alternate.
-    JournalOneHeader,
+    /// A batch that ends later than it was to keeps what was gathered of it before.
+    JournalNotAnew,
     /// A batch that could not be gathered whole is completed all the same.
     JournalHoled,
 }

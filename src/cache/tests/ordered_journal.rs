@@ -1,5 +1,13 @@
 //! `write-back-ordered` with an ordered journal: with the cache lost at any moment, the backing device
 //! is a prefix of the acknowledged writes once the volume is attached again.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::manual_is_multiple_of,
+    reason = "a test's helpers fail by panicking"
+)]
 
 mod harness;
 

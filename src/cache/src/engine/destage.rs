@@ -236,7 +236,7 @@ impl<B: Buf> Destage<B> {
     }
 
     /// The backing devices have something without a run of destage.
-    fn wrote(&self) -> bool {
+    pub(super) fn wrote(&self) -> bool {
         !self.written.is_empty() || !self.written_zeroes.is_empty()
     }
 

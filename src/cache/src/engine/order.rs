@@ -22,6 +22,7 @@ use super::volume::{Volume, spare};
 use crate::format::geometry::LogStream;
 use crate::format::record::{Kind, Record};
 use crate::index::Entry;
+use crate::plant::Bug;
 use crate::ranges::RangeMap;
 use forebay_io::{Buf, Duration, Instant, Lsn};
 
@@ -330,7 +331,9 @@ impl<B: Buf> Engine<B> {
         let words = self.words();
         let Some(vol) = self.vols.get_mut(place) else { return };
         let fits = vol.fits_journal();
-        if let Some(journal) = vol.order_journal.as_mut() {
+        if let Some(journal) = vol.order_journal.as_mut()
+            && !self.plant.has(Bug::JournalNotAnew)
+        {
             journal.restart();
         }
         if let Some(order) = vol.order.as_mut().filter(|_| !fits) {
