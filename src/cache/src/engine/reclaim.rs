@@ -423,7 +423,8 @@ impl<B: Buf> Engine<B> {
         let zeroes = [0u8; BLOCK_LEN];
         let data = data.unwrap_or(&zeroes);
         if self.room(cx, LogStream::Reinsert, 0).is_none() {
-            if keep.dirty {
+            // What is clean by now can be left behind: asked again it would wait for room for ever.
+            if dirty {
                 self.reclaim.keep.push(keep);
             }
             return;
