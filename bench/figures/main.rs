@@ -5,6 +5,7 @@
 //! | `memory` | DRAM for each cached block: the slope between two full caches of different size |
 //! | `wear` | bytes written to the cache device for each byte that a host writes |
 //! | `ordered` | what `write-back-ordered` costs against `write-back` |
+//! | `recovery` | time after a crash until writes, right reads and the whole cache are there |
 //! | `compare` | targets side by side in alternating runs: rate, latency, their ratios |
 #![forbid(unsafe_code)]
 
@@ -13,6 +14,7 @@ mod guard;
 mod memory;
 mod node;
 mod ordered;
+mod recovery;
 mod wear;
 
 use clap::{Parser, Subcommand};
@@ -34,6 +36,8 @@ enum Figure {
     Wear(wear::Args),
     /// What write-back-ordered costs against write-back
     Ordered(ordered::Args),
+    /// Time after a crash until the cache serves, reads right and is warm
+    Recovery(recovery::Args),
     /// Targets side by side, in alternating runs
     Compare(compare::Args),
 }
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
         Figure::Memory(args) => memory::run(&args),
         Figure::Wear(args) => wear::run(&args),
         Figure::Ordered(args) => ordered::run(&args),
+        Figure::Recovery(args) => recovery::run(&args),
         Figure::Compare(args) => compare::run(&args),
     };
     match done {

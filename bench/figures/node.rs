@@ -69,6 +69,30 @@ impl Layout<'_> {
 
     /// Formats the cache where it is a file, writes the configuration and starts the node.
     pub(crate) fn start(&self, program: &Path) -> Result<Node> {
+        self.prepare(program)?;
+        Node::start(program, &self.config(), &self.socket())
+    }
+
+    /// Starts the node on what is there already, without waiting for it.
+    pub(crate) fn spawn(&self, program: &Path) -> Result<Node> {
+        Node::spawn(program, &self.config(), &self.socket())
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.join("forebay.toml")
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.join("forebay.sock")
+    }
+
+    /// Writes the configuration and starts the node on caches that are formatted already.
+    pub(crate) fn start_formatted(&self, program: &Path) -> Result<Node> {
+        self.configure()?;
+        Node::start(program, &self.config(), &self.socket())
+    }
+
+    fn prepare(&self, program: &Path) -> Result<()> {
         if self.cache.starts_with("uring:") {
             let done = Command::new(program)
                 .args(["format", &self.cache])
@@ -78,9 +102,12 @@ impl Layout<'_> {
                 return Err(String::from_utf8_lossy(&done.stderr).into_owned());
             }
         }
-        let config = self.dir.join("forebay.toml");
-        fs::write(&config, self.toml()).map_err(|e| format!("{}: {e}", config.display()))?;
-        Node::start(program, &config, &self.dir.join("forebay.sock"))
+        self.configure()
+    }
+
+    fn configure(&self) -> Result<()> {
+        let config = self.config();
+        fs::write(&config, self.toml()).map_err(|e| format!("{}: {e}", config.display()))
     }
 
     /// The URI of its volume.
@@ -95,6 +122,20 @@ impl Layout<'_> {
 impl Node {
     /// Starts `forebay serve` and waits until it serves.
     pub(crate) fn start(program: &Path, config: &Path, socket: &Path) -> Result<Self> {
+        let mut node = Self::spawn(program, config, socket)?;
+        let end = Instant::now() + START_MAX;
+        while node.stat().is_none_or(|stat| stat.node.state != NodeState::Ready) {
+            node.still_runs()?;
+            if Instant::now() > end {
+                return Err(node.silent());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(node)
+    }
+
+    /// Starts `forebay serve` without waiting for it.
+    pub(crate) fn spawn(program: &Path, config: &Path, socket: &Path) -> Result<Self> {
         let log = socket.with_extension("log");
         let file = File::create(&log).map_err(|e| format!("{}: {e}", log.display()))?;
         let twin = file.try_clone().map_err(|e| format!("{}: {e}", log.display()))?;
@@ -112,17 +153,27 @@ impl Node {
             Guard::new(&format!("kill -CONT {pid}; kill -INT {pid}")).inspect_err(|_| {
                 let _gone = child.kill();
             })?;
-        let mut node = Self { child, _guard: guard, socket: socket.to_owned(), log };
-        let end = Instant::now() + START_MAX;
-        while node.stat().is_none_or(|stat| stat.node.state != NodeState::Ready) {
-            let gone = node.child.try_wait().map_err(|e| e.to_string())?;
-            if gone.is_some() || Instant::now() > end {
-                let said = fs::read_to_string(&node.log).unwrap_or_default();
-                return Err(format!("the daemon does not serve:\n{said}"));
-            }
-            std::thread::sleep(Duration::from_millis(50));
+        Ok(Self { child, _guard: guard, socket: socket.to_owned(), log })
+    }
+
+    /// What it said, where it does not serve.
+    pub(crate) fn silent(&self) -> String {
+        let said = fs::read_to_string(&self.log).unwrap_or_default();
+        format!("the daemon does not serve:\n{said}")
+    }
+
+    /// An error where it has ended.
+    pub(crate) fn still_runs(&mut self) -> Result<()> {
+        match self.child.try_wait().map_err(|error| error.to_string())? {
+            None => Ok(()),
+            Some(_) => Err(self.silent()),
         }
-        Ok(node)
+    }
+
+    /// Ends it as a crash would: SIGKILL.
+    pub(crate) fn crash(mut self) -> Result<()> {
+        self.child.kill().and_then(|()| self.child.wait()).map_err(|error| error.to_string())?;
+        Ok(())
     }
 
     /// The process.
@@ -156,16 +207,37 @@ impl Node {
 
     /// Resident bytes and those in huge pages (proc(5): hugetlb pages are no part of VmRSS).
     pub(crate) fn memory(&self) -> Result<u64> {
+        self.memory_as("VmRSS:")
+    }
+
+    /// The same at the highest.
+    pub(crate) fn memory_peak(&self) -> Result<u64> {
+        self.memory_as("VmHWM:")
+    }
+
+    fn memory_as(&self, rss: &str) -> Result<u64> {
         let path = format!("/proc/{}/status", self.pid());
         let text = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
         let kib = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name))?;
             line.split_whitespace().next()?.parse::<u64>().ok()
         };
-        match (kib("VmRSS:"), kib("HugetlbPages:")) {
+        match (kib(rss), kib("HugetlbPages:")) {
             (Some(rss), Some(huge)) => Ok((rss + huge) << 10),
-            _ => Err(format!("{path}: no VmRSS or no HugetlbPages")),
+            _ => Err(format!("{path}: no {rss} or no HugetlbPages")),
         }
+    }
+
+    /// Seconds that its threads ran on a processor, all together.
+    pub(crate) fn cpu_seconds(&self) -> Result<f64> {
+        let path = format!("/proc/{}/task", self.pid());
+        let threads = fs::read_dir(&path).map_err(|error| format!("{path}: {error}"))?;
+        let mut nanos = 0;
+        for thread in threads.flatten() {
+            let said = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+            nanos += said.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0);
+        }
+        Ok(Duration::from_nanos(nanos).as_secs_f64())
     }
 
     /// Bytes that the process has sent to storage, as the kernel counts them.
@@ -180,6 +252,9 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        if !matches!(self.child.try_wait(), Ok(None)) {
+            return;
+        }
         // The daemon leaves on SIGINT; no signal can be sent without help of another program.
         let asked = Command::new("kill").args(["-INT", &self.pid().to_string()]).status();
         let end = Instant::now() + STOP_MAX;

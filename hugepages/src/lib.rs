@@ -8,12 +8,15 @@
 //! |---|---|
 //! | [`region`] | one mapping: where it is, what backs it |
 //! | [`memory`] | a region that is used by copying only, without its address |
+//! | [`heap`] | the process's allocator, with hugepages for what is large |
 //! | [`status`] | what the kernel has reserved (`/sys/kernel/mm/hugepages`), and our own totals |
 
+pub mod heap;
 pub mod memory;
 pub mod region;
 pub mod status;
 
+pub use heap::HugeHeap;
 pub use memory::Memory;
 pub use region::{Backing, Preference, Region, RegionError};
 pub use status::{PagePool, Usage, page_pools, usage};

@@ -12,6 +12,7 @@
 //! | `destage`, `reclaim` | dirty data to the backing devices, room for new data |
 //! | `mode`, `detach`, `super_io` | live switches, drain, attach, detach, stop; the superblock |
 //! | `order` | batches of `write-back-ordered`, and their journal |
+//! | `warm` | what recovery left for later |
 //! | `throttle`, `flush`, `failure`, `stats`, `scrub`, `locate` | as named |
 
 mod backing;
@@ -42,6 +43,7 @@ mod super_io;
 mod throttle;
 pub mod types;
 mod volume;
+mod warm;
 mod write;
 
 pub use locate::{CopyAt, Place};
@@ -134,6 +136,7 @@ pub struct Engine<B: Buf> {
     reclaim: Reclaim,
     scrub: scrub::Scrub,
     rebuild: Option<rebuild::Rebuild>,
+    warm: warm::Warm,
     flush: Flushes,
     supers: SuperWriter,
     /// Footers that wait for a flush, in the order of their seals.
@@ -184,8 +187,18 @@ impl<B: Buf> Engine<B> {
     /// An engine that goes on from what recovery found. Its incarnation is durable already.
     #[must_use]
     pub fn new(config: &EngineConfig, header: DeviceHeader, recovered: Recovered) -> Self {
-        let Recovered { superblock, map, numbers, index, folds, segments, volumes, ranges, .. } =
-            recovered;
+        let Recovered {
+            superblock,
+            map,
+            numbers,
+            index,
+            folds,
+            segments,
+            volumes,
+            ranges,
+            deferred,
+            ..
+        } = recovered;
         let mut segs = Segments::new(map.geometry());
         segments.iter().for_each(|_| segs.add_free());
         let mut sealed: Vec<(u64, u32)> = Vec::new();
@@ -206,6 +219,12 @@ impl<B: Buf> Engine<B> {
                 (s.live, s.dirty) = (info.live, info.dirty);
             }
             dirty += u64::from(info.dirty);
+        }
+        segs.restored();
+        for seg in &deferred.segments {
+            if let Some(s) = segs.get_mut(*seg) {
+                s.cover = segments::Cover::Later;
+            }
         }
         Self {
             shard: superblock.shard,
@@ -235,6 +254,7 @@ impl<B: Buf> Engine<B> {
             scrub: scrub::Scrub::new(),
             rebuild: None,
             doubtful: VecDeque::new(),
+            warm: warm::Warm::new(deferred),
             flush: Flushes::default(),
             supers: {
                 let mut block = superblock;
@@ -346,6 +366,7 @@ impl<B: Buf> Engine<B> {
                 self.destage_footer(cx, seg, done);
                 self.destage_step(cx);
             }
+            What::WarmFooter { seg } => self.warm_footer(cx, seg, done),
             What::DestageRead { run, at, blocks, slot } => {
                 self.destage_read(cx, run, (at, blocks, slot), done);
                 self.destage_step(cx);
@@ -437,6 +458,9 @@ impl<B: Buf> Engine<B> {
             }
             self.flush_pump(now);
         }
+        if !self.warm.is_idle() {
+            self.warm_step(&mut cx);
+        }
         if !self.scrub.is_idle() {
             self.scrub_step(&mut cx);
         }
@@ -471,6 +495,10 @@ impl<B: Buf> Engine<B> {
         }
         if self.cache_failed.is_none() {
             at = at.min(self.orders_deadline());
+        }
+        if !self.warm.is_idle() && self.warm.resting() {
+            // There was no buffer.
+            at = at.min(self.last_poll + throttle::RETRY);
         }
         at = at.min(self.refusals.deadline()).min(self.scrub.deadline());
         for h in &self.stalled {
@@ -509,6 +537,7 @@ impl<B: Buf> Engine<B> {
             && self.destage.is_idle()
             && self.vols.iter().all(|(_, vol)| !vol.journal_busy())
             && self.reclaim.is_idle()
+            && self.warm.is_idle()
             && self.streams.iter().all(Stream::is_idle)
     }
 

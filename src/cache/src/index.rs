@@ -239,6 +239,16 @@ impl Index {
         Some(entry)
     }
 
+    /// Reads the memory that the next calls for these keys will need, so that the processor waits once
+    /// and not for each in turn.
+    pub fn prefetch(&self, keys: impl Iterator<Item = Key>) {
+        let mut seen = 0;
+        for [a, b] in keys.map(|key| self.homes(key)) {
+            seen ^= self.buckets[a.bucket].0[0] ^ self.buckets[b.bucket].0[0];
+        }
+        core::hint::black_box(seen);
+    }
+
     /// Maps `key` to `slot`, and says what it was mapped to before.
     ///
     /// # Errors
@@ -253,12 +263,13 @@ impl Index {
             return Err(IndexError::Slot(slot));
         }
         let entry = Entry { slot, flags };
-        if let Some(place) = self.find(key) {
+        let homes = self.homes(key);
+        if let Some(place) = self.find_in(key, homes) {
             let old = self.entry_at(place);
             self.store(place, entry);
             return Ok(Some(old));
         }
-        if self.len >= self.capacity || !self.place(key, entry) {
+        if self.len >= self.capacity || !self.place_in(key, homes, entry) {
             return Err(IndexError::Full);
         }
         self.len += 1;
@@ -390,6 +401,22 @@ impl Index {
         Home { bucket, tag: tag << (self.slot_bits + FLAG_BITS) }
     }
 
+    /// The two homes of a key.
+    #[inline]
+    fn homes(&self, key: Key) -> [Home; 2] {
+        let first = self.permutation.first(key.0);
+        [self.home(first, 0), self.home(self.permutation.second(first), 1)]
+    }
+
+    /// Where a key is, whose homes are known.
+    #[inline]
+    fn find_in(&self, key: Key, homes: [Home; 2]) -> Option<Place> {
+        if let Some(place) = homes.into_iter().find_map(|home| self.find_at(home)) {
+            return Some(place);
+        }
+        self.stash.iter().position(|(stashed, _)| *stashed == key).map(Place::Stash)
+    }
+
     #[inline]
     fn find(&self, key: Key) -> Option<Place> {
         let first = self.permutation.first(key.0);
@@ -490,8 +517,10 @@ impl Index {
     /// Puts a key that is not there yet: first bucket, second bucket, after moving others, stash.
     /// The first bucket is preferred to the emptier one so that most hits read one line.
     fn place(&mut self, key: Key, entry: Entry) -> bool {
-        let first = self.permutation.first(key.0);
-        let homes = [self.home(first, 0), self.home(self.permutation.second(first), 1)];
+        self.place_in(key, self.homes(key), entry)
+    }
+
+    fn place_in(&mut self, key: Key, homes: [Home; 2], entry: Entry) -> bool {
         let free = homes
             .iter()
             .find_map(|home| self.free_way(home.bucket).map(|way| (*home, way)))

@@ -65,6 +65,12 @@ pub struct RangeMap {
     scratch: Vec<Range>,
 }
 
+impl fmt::Debug for RangeMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.ranges.values()).finish()
+    }
+}
+
 impl RangeMap {
     /// A map of at most `max` ranges.
     #[must_use]

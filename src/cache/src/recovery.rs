@@ -30,12 +30,12 @@ mod tests;
 pub(crate) use tests::test_volume;
 
 pub use outcome::{
-    Lost, Recovered, RecoveredRange, RecoveredVolume, RecoveryError, SegmentInfo, SegmentState,
-    Stats,
+    Deferred, Lost, Recovered, RecoveredRange, RecoveredVolume, RecoveryError, SegmentInfo,
+    SegmentState, Stats,
 };
 
 use crate::format::BLOCK;
-use crate::format::geometry::{Numbers, ShardMap};
+use crate::format::geometry::{LogStream, Numbers, ShardMap};
 use crate::format::open::Opened;
 use crate::format::superblock::Superblock;
 use crate::index::{Index, IndexError, MAX_SLOTS};
@@ -48,6 +48,9 @@ use transfer::{Done, Transfer};
 
 /// Segments without a footer at most: a crash leaves a few for each stream.
 pub const MAX_UNSEALED: usize = 64;
+/// Ranges of one volume that a staged recovery remembers as dead; with more it is not staged.
+/// (Tests go over the bound.)
+pub const MAX_KILLS: usize = if cfg!(test) { 6 } else { 1 << 18 };
 /// Transfers asked for at once.
 const MAX_JOBS: usize = 48;
 
@@ -121,6 +124,8 @@ pub struct Recovery {
     settle: settle::Settle,
     numbers: Numbers,
     read_only: bool,
+    /// Sealed fill segments, by seal, that are left to the engine; `None` if none is.
+    deferred: Option<Vec<(u64, u32)>>,
     error: Option<RecoveryError>,
     plant: Plant,
 }
@@ -160,6 +165,7 @@ impl Recovery {
             superblock,
             map,
             read_only,
+            deferred: None,
             error: None,
             plant: Plant::default(),
         })
@@ -170,6 +176,18 @@ impl Recovery {
     pub const fn plant(&mut self, bug: u16) {
         self.plant = crate::plant::Plant::new(bug);
         self.replay.plant = self.plant;
+    }
+
+    /// Leaves the sealed segments of the fill log to the engine, which loads them while it serves.
+    ///
+    /// They hold nothing but copies of what the backing devices have, so that all that is dirty, every
+    /// LSN and every range of zeroes is known without them; and what made such a copy dead is in the
+    /// journal. [`Recovered::deferred`] says which they are.
+    #[must_use]
+    pub fn staged(mut self) -> Self {
+        self.deferred = Some(Vec::new());
+        self.replay.remember_kills(true);
+        self
     }
 
     /// The next device operation. `None` while enough are in flight, or the pool has no buffer (ask
@@ -214,6 +232,10 @@ impl Recovery {
         if let Some(error) = self.error {
             return Err(error);
         }
+        let mut segments = self.deferred.unwrap_or_default();
+        segments.sort_unstable();
+        let segments = segments.into_iter().map(|(_, segment)| segment).collect();
+        let deferred = Deferred { segments, killed: self.replay.take_kills() };
         let (volumes, ranges, lost) = self.replay.outcome();
         let numbers =
             if self.read_only { self.numbers } else { Numbers::new(self.superblock.incarnation) };
@@ -230,6 +252,7 @@ impl Recovery {
             volumes,
             ranges,
             lost,
+            deferred,
             stats,
         })
     }
@@ -330,7 +353,12 @@ impl Recovery {
                     info.state = SegmentState::Sealed;
                     (info.stream, info.seq, info.seal) =
                         (Some(head.name.stream), head.name.seq, head.seal);
-                    self.sources.sealed(segment, head, head.name.seq <= horizon);
+                    match &mut self.deferred {
+                        Some(deferred) if head.name.stream == LogStream::Fill && head.dirty == 0 => {
+                            deferred.push((head.seal, segment));
+                        }
+                        _ => self.sources.sealed(segment, head, head.name.seq <= horizon),
+                    }
                 }
                 (Verdict::Unsealed(name), _) => {
                     (info.stream, info.seq) = (Some(name.stream), name.seq);
@@ -424,6 +452,10 @@ impl Recovery {
         match self.sources.replay(&mut self.replay) {
             Ok(source::Step::Progress) => true,
             Ok(source::Step::Wait) => false,
+            Ok(source::Step::End) if self.replay.forgot_kills() => {
+                self.start_over();
+                true
+            }
             Ok(source::Step::End) => {
                 self.replay.sweep();
                 self.begin_settle();
@@ -434,6 +466,14 @@ impl Recovery {
                 false
             }
         }
+    }
+
+    /// More was made dead than can be remembered: everything is replayed in its order instead.
+    fn start_over(&mut self) {
+        self.deferred = None;
+        self.replay.start_over(&self.superblock);
+        self.sources = Sources::new(self.map.geometry());
+        self.phase = Phase::Survey;
     }
 
     fn footer_read(&mut self, segment: u32, done: Done) {

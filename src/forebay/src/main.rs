@@ -11,6 +11,10 @@ mod serve;
 use clap::Parser;
 use std::process::ExitCode;
 
+/// A cache's index is large and read all over.
+#[global_allocator]
+static HEAP: forebay_hugepages::HugeHeap = forebay_hugepages::HugeHeap;
+
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     match serve::failpoints::arm().and_then(|()| commands::run(cli)) {

@@ -47,7 +47,7 @@ pub fn boot(cache: &mut Device, cut: Option<u64>, plant: u16) -> Boot {
         Err(error) => return Boot::Refused(error.to_string()),
     };
     let mut recovery = match Recovery::new(&opened, 0, index, false) {
-        Ok(recovery) => recovery,
+        Ok(recovery) => recovery.staged(),
         Err(error) => return Boot::Refused(error.to_string()),
     };
     #[cfg(feature = "planted-bugs")]

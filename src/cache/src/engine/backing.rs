@@ -78,7 +78,8 @@ impl<B: Buf> Engine<B> {
     /// What the cache has of a range, in the index, as ranges of zeroes, or on its way.
     fn cached(&mut self, place: u16, first: u64, blocks: u64) -> Cached {
         let Some(vol) = self.vols.get(place) else { return Cached::No };
-        let mut found = Cached::No;
+        // What the index does not have may still be on the device.
+        let mut found = if self.warm.covers_all() { Cached::No } else { Cached::Clean };
         for range in vol.ranges.overlapping(first, blocks) {
             if range.dirty {
                 found = Cached::Dirty;
@@ -110,6 +111,7 @@ impl<B: Buf> Engine<B> {
     pub(super) fn forget_range(&mut self, place: u16, first: u64, blocks: u64) {
         self.kill_fills(place, first, blocks, true);
         if let Some(index) = self.vols.get(place).map(|vol| vol.index) {
+            self.warm_kill(index, first, blocks);
             self.tier.invalidate_range(index, first, blocks);
         }
         for block in first..first.saturating_add(blocks) {

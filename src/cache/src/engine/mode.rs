@@ -266,7 +266,8 @@ impl<B: Buf> Engine<B> {
         // What is dirty must be destaged before the log may be bypassed.
         let bypasses = matches!(spec.mode, CacheMode::PassThrough | CacheMode::WriteAround);
         let left = bypasses && !clean;
-        let cold = spec.mode == CacheMode::PassThrough && found.is_some_and(|found| found.live > 0);
+        let there = found.is_some_and(|found| found.live > 0) || !self.warm.covers_all();
+        let cold = spec.mode == CacheMode::PassThrough && there;
         let switching = (left || cold) && !self.plant.has(Bug::AttachDirty);
         Volume {
             id: spec.id,
@@ -548,7 +549,7 @@ impl<B: Buf> Engine<B> {
             return;
         }
         let idle = self.reqs.len() == 0 && self.destage.resting() && self.reclaim.is_idle();
-        let idle = idle && self.scrub.resting() && self.rebuild.is_none();
+        let idle = idle && self.scrub.resting() && self.rebuild.is_none() && self.warm.resting();
         // The next start knows nothing of writes that may still be carried out.
         let idle = idle && self.doubtful.is_empty();
         let idle = idle && self.vols.iter().all(|(_, vol)| vol.journal_rests());

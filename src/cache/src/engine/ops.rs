@@ -23,6 +23,8 @@ pub(super) enum What {
     Footer { seg: u32 },
     /// The footer of a sealed segment, read for destage.
     DestageFooter { seg: u32 },
+    /// The footer of a sealed segment, read to warm the index.
+    WarmFooter { seg: u32 },
     /// Blocks read for destage.
     DestageRead { run: Handle, at: u32, blocks: u32, slot: u32 },
     /// A run written to the backing device.

@@ -5,7 +5,7 @@
 //! so that "not in the index" means "not on the device" for good.
 
 use super::ops::What;
-use super::segments::State;
+use super::segments::{Cover, State};
 use super::types::{BLOCK, BLOCK_LEN};
 use super::volume::spare;
 use super::{Cx, Engine};
@@ -148,7 +148,8 @@ impl<B: Buf> Engine<B> {
         }
         let Some(seg) = self.segs.oldest() else { return };
         let Some(s) = self.segs.get(seg) else { return };
-        if s.state != State::Sealed {
+        // What the index does not cover yet is read first: warming goes in the same order.
+        if s.state != State::Sealed || s.cover == Cover::Later {
             return;
         }
         let (seal, dirty, skip, kept) = (s.seal, s.dirty, s.skip_until, s.kept);
@@ -648,6 +649,7 @@ impl<B: Buf> Engine<B> {
             self.reclaim.log = Some(log);
         }
         self.reclaim.segments += 1;
+        self.warm_freed(seg);
         self.segs.freed(seg);
         self.reclaim.phase = Phase::Idle;
     }

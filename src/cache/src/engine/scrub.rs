@@ -215,6 +215,9 @@ impl<B: Buf> Engine<B> {
     pub fn scrub(&mut self, id: VolumeId, rate: u64) -> Result<(), ControlError> {
         self.usable()?;
         let place = self.vols.find(id).ok_or(ControlError::NoSuchVolume(id))?;
+        if !self.warm.is_idle() {
+            return Err(ControlError::Busy("what the cache held before its start is being read"));
+        }
         self.scrub_end(id);
         let mut segments: Vec<_> = self
             .segs

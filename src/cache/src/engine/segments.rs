@@ -23,11 +23,22 @@ pub(super) enum State {
     Bad,
 }
 
+/// Whether the index has what a segment holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cover {
+    Whole,
+    /// Its footer is still to be read.
+    Later,
+    /// It will not be read any more.
+    Never,
+}
+
 /// One segment.
 #[derive(Debug)]
 pub(super) struct Segment {
     pub(super) state: State,
     pub(super) stream: LogStream,
+    pub(super) cover: Cover,
     /// Number taken when it was opened.
     pub(super) seq: u64,
     /// Number taken when it was sealed.
@@ -99,6 +110,7 @@ impl Segments {
         self.list.push(Segment {
             state: State::Free,
             stream: LogStream::Journal,
+            cover: Cover::Whole,
             seq: 0,
             seal: 0,
             ordinal: 0,
@@ -117,21 +129,27 @@ impl Segments {
         self.free.push_back(seg);
     }
 
-    /// Makes a free segment a sealed one, as recovery found it. Called in the order of seals.
+    /// Makes a free segment a sealed one, as recovery found it. Called in the order of seals, and at the
+    /// end of all [`Segments::restored`].
     pub(super) fn restore(&mut self, seg: u32, stream: LogStream, seq: u64, seal: u64) {
-        self.free.retain(|free| *free != seg);
         if let Some(s) = self.list.get_mut(seg as usize) {
             (s.state, s.stream, s.seq, s.seal) = (State::Sealed, stream, seq, seal);
             self.sealed.push_back(seg);
         }
     }
 
-    /// A segment that must not be used.
+    /// A segment that must not be used, as recovery found it; see [`Segments::restored`].
     pub(super) fn set_bad(&mut self, seg: u32) {
-        self.free.retain(|free| *free != seg);
         if let Some(s) = self.list.get_mut(seg as usize) {
             s.state = State::Bad;
         }
+    }
+
+    /// Leaves in the list of free segments only what is free, in one pass.
+    pub(super) fn restored(&mut self) {
+        let list = &self.list;
+        let free = |seg: &u32| list.get(*seg as usize).is_some_and(|s| s.state == State::Free);
+        self.free.retain(free);
     }
 
     pub(super) fn get(&self, seg: u32) -> Option<&Segment> {

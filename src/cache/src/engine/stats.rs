@@ -134,6 +134,8 @@ pub struct EngineStats {
     pub reclaimed: [u64; 3],
     /// Blocks in the index.
     pub cached_blocks: u64,
+    /// Segments whose blocks are still to come back into the index after a start.
+    pub warming: u64,
     /// Bytes written to backing devices by destage.
     pub destaged_bytes: u64,
     /// Backing writes that destage keeps in flight.
@@ -238,6 +240,7 @@ impl<B: Buf> Engine<B> {
             free_segments: self.segs.free_count() as u64,
             reclaimed: [self.reclaim.segments, self.reclaim.moved, self.reclaim.evicted],
             cached_blocks: self.index.len() as u64,
+            warming: self.warm.left(),
             destaged_bytes: self.destage.bytes,
             destage_window: self.destage.window(),
             cache_failed: self.cache_failed,

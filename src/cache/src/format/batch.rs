@@ -9,7 +9,7 @@ use super::segment_log::SegmentLog;
 use super::{BLOCK, VERSION};
 use core::ops::Range;
 use forebay_io::Uuid;
-use forebay_io::crc::block_crc;
+use forebay_io::crc::{block_crc, crc32c};
 
 /// First eight bytes of a batch header.
 pub const BATCH_MAGIC: [u8; 8] = *b"FBYBATCH";
@@ -381,12 +381,16 @@ impl<'a> Iterator for RecordIter<'a> {
     }
 }
 
+/// The CRC32C of eight zero bytes.
+const CRC_ZEROES: u32 = 0x8c28_b28a;
+
 /// What makes of a [`block_crc`] the one with the LSN taken as 0, by exclusive or. In memory
 /// ([`crate::fold::Folds`]) CRCs are kept so, because a hit does not know the LSN. A CRC is linear,
 /// so that the difference depends on the LSN alone.
 #[must_use]
 pub fn timeless_mask(lsn: u64) -> u32 {
-    block_crc(0, 0, lsn, &[]) ^ block_crc(0, 0, 0, &[])
+    // What stands before the LSN in the seed is the same in both and falls out.
+    (crc32c(&lsn.to_le_bytes()) ^ CRC_ZEROES).rotate_left(1)
 }
 
 /// Checks the data of a record against its CRCs: from the first block that does not match to behind

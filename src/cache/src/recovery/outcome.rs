@@ -4,8 +4,10 @@ use crate::fold::Folds;
 use crate::format::geometry::{LogStream, Numbers, ShardMap};
 use crate::format::superblock::{Superblock, SuperblockError};
 use crate::index::Index;
+use crate::ranges::RangeMap;
 use core::fmt;
 use forebay_io::{DeviceError, Lsn};
+use std::collections::BTreeMap;
 
 /// What a segment is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -108,6 +110,15 @@ pub struct Stats {
     pub temporary_bytes: u64,
 }
 
+/// What the engine loads while it serves ([`crate::recovery::Recovery::staged`]).
+#[derive(Debug, Default)]
+pub struct Deferred {
+    /// Sealed segments of the fill log, in the order of their seals.
+    pub segments: Vec<u32>,
+    /// By volume index: below which LSN copies of which blocks are dead.
+    pub killed: BTreeMap<u16, RangeMap>,
+}
+
 /// Everything the engine starts from.
 pub struct Recovered {
     /// The superblock that is on the device now: its incarnation is the present one (unless the
@@ -131,6 +142,8 @@ pub struct Recovered {
     pub ranges: Vec<RecoveredRange>,
     /// What is lost.
     pub lost: Vec<Lost>,
+    /// What is still to be loaded; nothing unless the recovery was staged.
+    pub deferred: Deferred,
     /// Counts.
     pub stats: Stats,
 }

@@ -1,5 +1,6 @@
 //! Applies records, in the order of their placement, to the index and all that goes with it.
 
+use super::MAX_KILLS;
 use super::kills::RecentKills;
 use super::outcome::{Lost, RecoveredRange, RecoveredVolume, SegmentInfo, Stats};
 use crate::fold::Folds;
@@ -47,6 +48,8 @@ struct Volume {
     /// dead, and up to which all is on the backing store.
     dead_below: RangeMap,
     clean_up_to: RangeMap,
+    /// What was made dead, for copies that are loaded later.
+    killed: RangeMap,
 }
 
 /// The state that records build up.
@@ -66,6 +69,8 @@ pub(super) struct Replay {
     incarnation: u64,
     large: bool,
     pub(super) plant: Plant,
+    remember_kills: bool,
+    forgot_kills: bool,
 }
 
 impl Replay {
@@ -76,6 +81,26 @@ impl Replay {
         index: Index,
     ) -> Self {
         let slots = segments.saturating_mul(geometry.segment_slots());
+        Self {
+            index,
+            folds: Folds::new(slots),
+            segments: vec![SegmentInfo::default(); segments as usize],
+            stats: Stats { segments, ..Stats::default() },
+            lost: Vec::new(),
+            lsns: vec![0; slots as usize],
+            volumes: Self::volumes(superblock),
+            kills: RecentKills::default(),
+            zero_segments: BTreeMap::new(),
+            geometry,
+            incarnation: u64::from(superblock.incarnation),
+            large: false,
+            plant: Plant::default(),
+            remember_kills: false,
+            forgot_kills: false,
+        }
+    }
+
+    fn volumes(superblock: &Superblock) -> Vec<Volume> {
         let map = || RangeMap::new(usize::MAX);
         let volumes = superblock.volumes.iter().map(|entry| Volume {
             out: RecoveredVolume {
@@ -93,22 +118,41 @@ impl Replay {
             zeroes: map(),
             dead_below: map(),
             clean_up_to: map(),
+            killed: RangeMap::new(MAX_KILLS),
         });
-        Self {
-            index,
-            folds: Folds::new(slots),
-            segments: vec![SegmentInfo::default(); segments as usize],
-            stats: Stats { segments, ..Stats::default() },
-            lost: Vec::new(),
-            lsns: vec![0; slots as usize],
-            volumes: volumes.collect(),
-            kills: RecentKills::default(),
-            zero_segments: BTreeMap::new(),
-            geometry,
-            incarnation: u64::from(superblock.incarnation),
-            large: false,
-            plant: Plant::default(),
-        }
+        volumes.collect()
+    }
+
+    /// Whether to remember all that records make dead.
+    pub(super) const fn remember_kills(&mut self, remember: bool) {
+        self.remember_kills = remember;
+    }
+
+    /// Whether that was more than can be remembered.
+    pub(super) const fn forgot_kills(&self) -> bool {
+        self.forgot_kills
+    }
+
+    /// What records made dead, by volume.
+    pub(super) fn take_kills(&mut self) -> BTreeMap<u16, RangeMap> {
+        let take = |volume: &mut Volume| {
+            let killed = core::mem::replace(&mut volume.killed, RangeMap::new(MAX_KILLS));
+            (volume.out.volume, killed)
+        };
+        self.volumes.iter_mut().map(take).filter(|(_, killed)| !killed.is_empty()).collect()
+    }
+
+    /// Forgets all records, and what is to be remembered of them.
+    pub(super) fn start_over(&mut self, superblock: &Superblock) {
+        self.index.retain(|_, _| false);
+        self.lsns.fill(0);
+        self.segments.fill(SegmentInfo::default());
+        self.stats = Stats { segments: self.stats.segments, ..Stats::default() };
+        self.lost.clear();
+        self.volumes = Self::volumes(superblock);
+        self.kills = RecentKills::default();
+        self.zero_segments.clear();
+        (self.large, self.remember_kills, self.forgot_kills) = (false, false, false);
     }
 
     /// The key of a volume's CRCs; `None` where its records are dead.
@@ -127,13 +171,8 @@ impl Replay {
     /// Looks the blocks of a batch up, so that the processor waits for the index's memory once and
     /// not for each of them in turn.
     pub(super) fn touch<'a>(&self, records: impl Iterator<Item = (&'a Record, &'a [u32])>) {
-        let mut seen = 0u32;
-        for (record, _) in records.filter(|(record, _)| record.kind.has_data()) {
-            if let Some(name) = Key::new(record.volume, record.block) {
-                seen ^= self.index.get(name).map_or(0, |entry| entry.slot);
-            }
-        }
-        core::hint::black_box(seen);
+        let keys = records.filter_map(|(record, _)| Key::new(record.volume, record.block));
+        self.index.prefetch(keys);
     }
 
     /// Applies one record with its CRCs; `false` if it is void for a missing LSN.
@@ -298,6 +337,9 @@ impl Replay {
         let Some(volume) = self.volumes.get_mut(at) else { return };
         if record.kind == Kind::Invalidate {
             let _ = volume.zeroes.punch(record.block, u64::from(record.blocks), record.lsn);
+        }
+        if self.remember_kills {
+            self.forgot_kills |= volume.killed.insert(note(record)).is_err();
         }
         if record.blocks > LARGE {
             self.large = true;

@@ -50,7 +50,7 @@ impl Transfer {
     /// Asks for a read of `len` bytes.
     pub fn read(&mut self, id: u64, offset: u64, len: usize) {
         let mut bytes = self.spare.pop().unwrap_or_default();
-        bytes.clear();
+        // A read that ends well fills all of it.
         bytes.resize(len, 0);
         self.push(id, OpKind::Read, offset, bytes);
     }

@@ -146,7 +146,7 @@ pub fn recover_into(disk: &mut Disk, slots: u64) -> (DeviceHeader, Recovered) {
     let map = opened.map(0).unwrap();
     let slots = slots.max(map.slots());
     let index = Index::new(slots, u32::try_from(slots - 1).unwrap(), 7).unwrap();
-    let mut recovery = Recovery::new(&opened, 0, index, false).unwrap();
+    let mut recovery = Recovery::new(&opened, 0, index, false).unwrap().staged();
     loop {
         while let Some(op) = recovery.poll_action(&mut pool) {
             recovery.handle_completion(disk.serve(op));

@@ -234,8 +234,12 @@ impl Making {
         let stats = recovered.stats;
         let dirty: u64 = recovered.volumes.iter().map(|volume| volume.dirty).sum();
         let live: u64 = recovered.volumes.iter().map(|volume| volume.live).sum();
+        let later = match recovered.deferred.segments.len() {
+            0 => String::new(),
+            segments => format!("; {segments} segments of clean blocks are read while it serves"),
+        };
         let summary = format!(
-            "{} segments, {live} blocks cached, {dirty} of them dirty; {} records",
+            "{} segments, {live} blocks cached, {dirty} of them dirty; {} records{later}",
             stats.segments, stats.records
         );
         let info = device.info().clone();
@@ -402,7 +406,7 @@ fn recover_shard(device: &mut AnyDevice, opened: &Opened, pool: &SharedPool) -> 
     let seed = u64::from_le_bytes(opened.header.cache.0[..8].try_into().unwrap_or([1; 8]));
     let index = Index::new(blocks, last, seed).map_err(|error| failed(error.to_string()))?;
     let mut recovery =
-        Recovery::new(opened, 0, index, false).map_err(|error| failed(error.to_string()))?;
+        Recovery::new(opened, 0, index, false).map_err(|error| failed(error.to_string()))?.staged();
     let mut pool = pool.clone();
     drive::run(
         device,

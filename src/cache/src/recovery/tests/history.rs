@@ -1,7 +1,7 @@
 //! Reclaim: what a freed segment killed or trimmed does not come back, in scenes and in random
 //! histories against a model.
 
-use super::rig::{Item, Writer, content, found, recover};
+use super::rig::{Item, Writer, content, found, recover, warmed};
 use crate::format::footer::Keep;
 use crate::format::geometry::LogStream::{self, Fill, Journal, Reinsert};
 use crate::format::record::Kind;
@@ -361,8 +361,22 @@ impl Model {
     }
 
     fn restart(&mut self) {
+        let (blocks, staged) = warmed(&mut self.writer.disk.clone());
         let got = recover(&mut self.writer.disk).unwrap();
         self.check(&got);
+        assert_eq!(blocks, got.index.len() as u64, "blocks after a staged recovery");
+        assert_eq!((&staged.ranges, &staged.lost), (&got.ranges, &got.lost));
+        let volume = |of: &crate::recovery::Recovered| {
+            let volume = of.volumes[0];
+            (volume.last, volume.dirty, volume.void, volume.epoch)
+        };
+        assert_eq!(volume(&staged), volume(&got));
+        let (first, all) = (content(&staged), content(&got));
+        let left: BTreeSet<u32> = staged.deferred.segments.iter().copied().collect();
+        for (name, entry) in &all {
+            let later = left.contains(&got.map.segment_of(entry.0));
+            assert!(first.get(name) == Some(entry) || (later && !entry.1), "{name:?}");
+        }
         self.writer.adopt(&got);
         self.open.clear();
         self.sealed_lsn = self.lsn;

@@ -1,5 +1,6 @@
 //! A disk in memory, a writer of logs, and a driver for the recovery.
 
+use crate::engine::{Action, Engine, EngineConfig, Limits, Source};
 use crate::format::batch::{BatchBuilder, SegmentName};
 use crate::format::device::DeviceHeader;
 use crate::format::footer::{FreeMark, Keep, build_footer};
@@ -11,9 +12,10 @@ use crate::format::segment_log::SegmentLog;
 use crate::format::superblock::{Superblock, VolumeEntry};
 use crate::format::{BLOCK, BLOCK_U64};
 use crate::index::{Index, Key};
+use crate::policy::PolicyKind;
 use crate::recovery::{Recovered, Recovery, RecoveryError};
 use forebay_io::{
-    Completion, DeviceError, DeviceInfo, Epoch, HeapBuf, HeapPool, Lsn, Op, OpKind, Uuid,
+    Completion, DeviceError, DeviceInfo, Epoch, HeapBuf, HeapPool, Instant, Lsn, Op, OpKind, Uuid,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -104,10 +106,46 @@ pub(super) fn recover(disk: &mut Disk) -> Result<Recovered, RecoveryError> {
 
 pub(super) fn recover_with(disk: &mut Disk, read_only: bool) -> Result<Recovered, RecoveryError> {
     let opened = open(disk).unwrap();
+    drive(disk, new_recovery(&opened, read_only)?)
+}
+
+fn new_recovery(opened: &Opened, read_only: bool) -> Result<Recovery, RecoveryError> {
     let map = opened.map(0).unwrap();
     let last = u32::try_from(map.slots() - 1).unwrap();
     let index = Index::new(map.data_slots(), last, 7).unwrap();
-    let mut recovery = Recovery::new(&opened, 0, index, read_only)?;
+    Recovery::new(opened, 0, index, read_only)
+}
+
+/// Blocks that an engine has in its index once it has loaded what a staged recovery left to it, and
+/// what that recovery found.
+pub(super) fn warmed(disk: &mut Disk) -> (u64, Recovered) {
+    let opened = open(disk).unwrap();
+    let staged =
+        |disk: &mut Disk| drive(disk, new_recovery(&opened, false).unwrap().staged()).unwrap();
+    let found = staged(&mut disk.clone());
+    let config = EngineConfig {
+        limits: Limits::default(),
+        tier_pages: 0,
+        policy: PolicyKind::default(),
+        ghost_blocks: 16,
+        volatile_write_cache: false,
+    };
+    let mut engine = Engine::new(&config, opened.header, staged(disk));
+    let now = Instant(1);
+    while engine.stats(now).warming > 0 {
+        engine.end_of_poll(&mut HeapPool, now);
+        while let Some(Action::Cache(op)) = engine.poll_action() {
+            // Nothing is freed meanwhile: no write ends.
+            if op.kind == OpKind::Read {
+                let done = disk.execute(op);
+                engine.handle_completion(Source::Cache, done, &mut HeapPool, now);
+            }
+        }
+    }
+    (engine.stats(now).cached_blocks, found)
+}
+
+fn drive(disk: &mut Disk, mut recovery: Recovery) -> Result<Recovered, RecoveryError> {
     let mut flying = Vec::new();
     while !recovery.is_done() {
         // Many in flight, completed in the reverse order of submission.

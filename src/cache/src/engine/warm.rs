@@ -1,0 +1,230 @@
+//! Warming: what recovery left for later comes back into the index while the engine serves.
+//!
+//! Those are sealed segments of the fill log: copies of what the backing devices hold. A block of which
+//! the index has nothing is read from its backing device meanwhile, which is right, for no dirty data
+//! is among what is missing. Four rules keep it so:
+//!
+//! * A copy enters the index only where nothing of its block is there: all that recovery or the engine
+//!   placed is newer, or the same.
+//! * It does not enter where a record that recovery found, or the engine since, made it dead
+//!   ([`Warm::killed`]).
+//! * As long as there are segments that the index does not cover, "not in the index" does not mean "not
+//!   on the device": each write that bypasses the log gets its invalidation.
+//! * A segment is not freed before it is covered, or given up.
+
+use super::ops::What;
+use super::segments::Cover;
+use super::{Cx, Engine};
+use crate::format::batch::{Crcs, timeless_mask};
+use crate::format::footer::FooterView;
+use crate::format::record::Record;
+use crate::index::{Flags, Key};
+use crate::ranges::{Range, RangeKind, RangeMap};
+use crate::recovery::Deferred;
+use forebay_io::{Buf, BufPool, Completion, Lsn};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Footers read at once.
+const READS_MAX: u32 = 8;
+/// Records whose place in the index is read ahead.
+const AHEAD: usize = 64;
+/// Tries of a footer before its segment is given up.
+const TRIES_MAX: u32 = 4;
+
+/// The state of warming.
+#[derive(Debug)]
+pub(super) struct Warm {
+    /// Segments whose footers are to be read, in the order of their seals.
+    waiting: VecDeque<u32>,
+    reads: u32,
+    /// Footers that could not be read in a row.
+    failed: u32,
+    /// Nothing enters the index any more.
+    ended: bool,
+    /// Segments that the index does not cover: those that wait, and those that were given up.
+    uncovered: usize,
+    /// By volume index: what is dead below which LSN.
+    killed: BTreeMap<u16, RangeMap>,
+}
+
+impl Warm {
+    pub(super) fn new(deferred: Deferred) -> Self {
+        let uncovered = deferred.segments.len();
+        let mut killed = deferred.killed;
+        if uncovered == 0 {
+            killed.clear();
+        }
+        Self {
+            waiting: deferred.segments.into(),
+            reads: 0,
+            failed: 0,
+            ended: false,
+            uncovered,
+            killed,
+        }
+    }
+
+    /// Whether nothing is under way or to come.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.reads == 0
+    }
+
+    /// Whether no read is under way.
+    pub(super) const fn resting(&self) -> bool {
+        self.reads == 0
+    }
+
+    /// Whether the index covers all that is on the device.
+    pub(super) const fn covers_all(&self) -> bool {
+        self.uncovered == 0
+    }
+
+    /// Segments that are still to be read.
+    pub(super) fn left(&self) -> u64 {
+        self.waiting.len() as u64 + u64::from(self.reads)
+    }
+
+    /// Whether copies of a block with this LSN are dead.
+    fn is_dead(&self, record: &Record, block: u64) -> bool {
+        let killed = self.killed.get(&record.volume).and_then(|killed| killed.get(block));
+        killed.is_some_and(|range| record.lsn < range.lsn)
+    }
+}
+
+impl<B: Buf> Engine<B> {
+    /// Reads on.
+    pub(super) fn warm_step<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
+        if self.stopping {
+            // They stay on the device as they are.
+            self.warm_give_up();
+        }
+        while self.warm.reads < READS_MAX
+            && let Some(seg) = self.warm.waiting.front().copied()
+        {
+            if !self.footer_read(cx, seg, What::WarmFooter { seg }) {
+                return;
+            }
+            self.warm.waiting.pop_front();
+            self.warm.reads += 1;
+        }
+    }
+
+    /// Leaves what is still to be read where it is, until it is reclaimed.
+    fn warm_give_up(&mut self) {
+        self.warm.ended = true;
+        for seg in core::mem::take(&mut self.warm.waiting) {
+            if let Some(s) = self.segs.get_mut(seg) {
+                s.cover = Cover::Never;
+            }
+        }
+    }
+
+    /// A footer was read: its blocks enter the index.
+    pub(super) fn warm_footer<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        seg: u32,
+        done: Completion<B>,
+    ) {
+        self.segs.reader(seg, -1);
+        self.warm.reads -= 1;
+        if let Err(error) = done.result {
+            self.cache_error(cx, error, false);
+        }
+        if self.cache_failed.is_some() {
+            self.warm_give_up();
+        }
+        let (name, seal) = (self.segment_name(seg), self.segs.get(seg).map(|s| s.seal));
+        let view = done.buf.as_ref().filter(|_| done.result.is_ok());
+        let view = view.and_then(|buf| FooterView::parse(buf.as_slice()));
+        let view = view.filter(|view| Some(view.head.name) == name && Some(view.head.seal) == seal);
+        let view = match view {
+            _ if self.warm.ended => {
+                self.set_cover(seg, Cover::Never);
+                return;
+            }
+            None if self.warm.failed < TRIES_MAX => {
+                self.warm.failed += 1;
+                self.warm.waiting.push_front(seg);
+                return;
+            }
+            None => {
+                self.warm.failed = 0;
+                self.stats.lost_footers += 1;
+                self.set_cover(seg, Cover::Never);
+                return;
+            }
+            Some(view) => view,
+        };
+        self.warm.failed = 0;
+        let mut ahead = view.records();
+        for (at, (_, record, crcs)) in view.records().enumerate() {
+            if at % AHEAD == 0 {
+                let next = ahead.by_ref().take(AHEAD);
+                let keys = next.filter_map(|(_, next, _)| Key::new(next.volume, next.block));
+                self.index.prefetch(keys);
+            }
+            self.warm_record(seg, &record, crcs);
+        }
+        self.set_cover(seg, Cover::Whole);
+        self.warm.uncovered -= 1;
+        if self.warm.is_idle() {
+            self.warm.killed.clear();
+        }
+    }
+
+    fn set_cover(&mut self, seg: u32, cover: Cover) {
+        if let Some(s) = self.segs.get_mut(seg) {
+            s.cover = cover;
+        }
+    }
+
+    fn warm_record(&mut self, seg: u32, record: &Record, crcs: Crcs<'_>) {
+        let volume = self.supers.block.volume(record.volume);
+        let end = record.block + u64::from(record.blocks);
+        let current = volume.is_some_and(|entry| {
+            entry.generation == record.generation && end <= entry.size.div_ceil(super::BLOCK)
+        });
+        let last = u32::from(record.slot) + record.blocks;
+        if !current || !record.kind.has_data() || last > self.map.geometry().data_slots() {
+            return;
+        }
+        let mask = timeless_mask(record.lsn.0);
+        let first = self.map.slot(seg, record.slot);
+        for ((block, slot), crc) in (record.block..).zip(first..).zip(crcs.iter()) {
+            let Some(key) = Key::new(record.volume, block) else { return };
+            if self.warm.is_dead(record, block) || self.index.get(key).is_some() {
+                continue;
+            }
+            match self.index.insert(key, slot, Flags::NONE) {
+                Ok(_) => {
+                    self.folds.set(slot, crc ^ mask);
+                    self.segs.count(seg, 1, 0);
+                }
+                Err(_) => self.stats.index_full += 1,
+            }
+        }
+    }
+
+    /// Copies of these blocks that are not in the index yet are dead.
+    pub(super) fn warm_kill(&mut self, volume: u16, first: u64, blocks: u64) {
+        if self.warm.is_idle() {
+            return;
+        }
+        let killed = self.warm.killed.entry(volume);
+        let killed = killed.or_insert_with(|| RangeMap::new(crate::recovery::MAX_KILLS));
+        let (lsn, kind) = (Lsn(u64::MAX), RangeKind::Zeroes);
+        if killed.insert(Range { first, blocks, lsn, kind, dirty: false }).is_err() {
+            // What is dead is not known any more.
+            self.warm_give_up();
+        }
+    }
+
+    /// A segment is free: whatever it held needs no cover any more.
+    pub(super) fn warm_freed(&mut self, seg: u32) {
+        if self.segs.get(seg).is_some_and(|s| s.cover != Cover::Whole) {
+            self.set_cover(seg, Cover::Whole);
+            self.warm.uncovered -= 1;
+        }
+    }
+}

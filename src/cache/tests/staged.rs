@@ -1,0 +1,242 @@
+//! Starts whose clean blocks come back while the engine serves, and crashes in their midst.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::manual_is_multiple_of,
+    reason = "a test's helpers fail by panicking"
+)]
+
+mod harness;
+
+use forebay_cache::engine::{CacheMode, ControlError, EngineStats};
+use forebay_io::{Instant, Outcome, RequestOp};
+use harness::{Setup, World, seeds};
+
+const K: u64 = 4096;
+const VOLUME: u64 = 3 << 20;
+
+fn stats(w: &World) -> EngineStats {
+    w.engine.stats(Instant(w.now))
+}
+
+/// A cache of small segments that has read all of its volume.
+fn full(seed: u64, mode: CacheMode) -> World {
+    let setup = Setup {
+        volumes: vec![(VOLUME, 4096, mode)],
+        segment_slots: 16,
+        tier_pages: 0,
+        ..Setup::default()
+    };
+    let mut w = World::new(seed, setup);
+    w.check_all(0);
+    w.run_for(10_000_000);
+    w
+}
+
+fn until_warm(w: &mut World) {
+    for _ in 0..1_000_000 {
+        if stats(w).warming == 0 {
+            return;
+        }
+        w.step();
+    }
+    panic!("the cache does not get warm: {:#?}", stats(w));
+}
+
+/// Crashes and starts; what was read last is not back yet.
+fn crash_cold(w: &mut World) {
+    w.crash(false);
+    assert!(stats(w).warming > 8, "nothing is left to be warmed: {:#?}", stats(w));
+}
+
+/// Changes a byte in the body of each footer of the fill log; says where, and what it was.
+fn rot_footers(w: &mut World) -> Vec<(u64, Vec<u8>)> {
+    let all = w.cache.peek(0, w.setup.cache_bytes);
+    let footers = (0u64..)
+        .zip(all.chunks(4096))
+        .filter(|(_, block)| block.starts_with(b"FBYFOOT\0") && block[84] == 1);
+    let rotten: Vec<_> = footers.map(|(at, block)| (at * K, block.to_vec())).collect();
+    for (at, block) in &rotten {
+        let mut block = block.clone();
+        block[200] ^= 1;
+        w.cache.put(*at, &block);
+    }
+    rotten
+}
+
+/// Blocks whose copies come back last.
+fn late(n: u64) -> u64 {
+    VOLUME - (16 + n) * K
+}
+
+#[test]
+fn all_is_right_at_once_and_all_comes_back() {
+    for seed in 0..20 {
+        let mut w = full(seed, CacheMode::WriteBack);
+        w.write(0, late(0), 2 * K);
+        w.write(0, 5 * K, K);
+        w.run_for(5_000_000);
+        let before = stats(&w).cached_blocks;
+        crash_cold(&mut w);
+        assert!(stats(&w).cached_blocks < before);
+        let early = w.read(0, late(4), K);
+        w.check_all(0);
+        until_warm(&mut w);
+        assert_eq!(stats(&w).cached_blocks, before, "seed {seed}");
+        let misses = stats(&w).counts.blocks.misses;
+        assert_eq!(w.read(0, late(4), K), early);
+        w.check_all(0);
+        assert_eq!(stats(&w).counts.blocks.misses, misses, "seed {seed}: all are hits");
+    }
+}
+
+#[test]
+fn a_copy_that_is_not_back_yet_never_outlives_a_write_around_it() {
+    for seed in 0..20 {
+        let mut w = full(seed, CacheMode::WriteAround);
+        crash_cold(&mut w);
+        w.write(0, late(0), K);
+        w.write(0, late(3), 2 * K);
+        if seed % 2 == 0 {
+            // Before anything more came back: the log alone knows.
+            w.crash(seed % 4 == 0);
+        }
+        until_warm(&mut w);
+        w.check_all(0);
+        w.crash(false);
+        until_warm(&mut w);
+        w.check_all(0);
+    }
+}
+
+#[test]
+fn a_copy_that_was_made_dead_before_the_crash_does_not_come_back() {
+    for seed in 0..20 {
+        for (mode, op) in [
+            (CacheMode::WriteAround, RequestOp::Write),
+            (CacheMode::WriteBack, RequestOp::WriteZeroes { deallocate: false }),
+            (CacheMode::WriteBack, RequestOp::Deallocate),
+        ] {
+            let mut w = full(seed, mode);
+            // Content that zeroes can be told from.
+            w.write(0, late(2), 3 * K);
+            w.drain(0);
+            w.crash(false);
+            until_warm(&mut w);
+            let tag = w.ask(0, op, late(2), 2 * K);
+            assert_eq!(w.wait_done(tag), Outcome::Done);
+            w.drain(0);
+            crash_cold(&mut w);
+            w.check_all(0);
+            until_warm(&mut w);
+            w.check_all(0);
+        }
+    }
+}
+
+#[test]
+fn what_a_host_discards_or_zeroes_meanwhile_stays_so() {
+    for seed in 0..20 {
+        let mut w = full(seed, CacheMode::WriteAround);
+        w.write(0, late(2), 4 * K);
+        w.read(0, late(2), 4 * K);
+        w.run_for(10_000_000);
+        w.set_mode(0, CacheMode::WriteBack);
+        crash_cold(&mut w);
+        for (op, at) in [
+            (RequestOp::WriteZeroes { deallocate: false }, late(2)),
+            (RequestOp::Deallocate, late(0)),
+        ] {
+            let tag = w.ask(0, op, at, K);
+            assert_eq!(w.wait_done(tag), Outcome::Done);
+        }
+        w.drain(0);
+        until_warm(&mut w);
+        w.check_all(0);
+        w.crash(false);
+        until_warm(&mut w);
+        w.check_all(0);
+    }
+}
+
+#[test]
+fn a_volume_that_bypasses_its_cache_forgets_what_was_not_back_yet() {
+    for seed in 0..10 {
+        let mut w = full(seed, CacheMode::WriteBack);
+        w.crash(false);
+        w.set_mode(0, CacheMode::PassThrough);
+        w.write(0, late(0), 4 * K);
+        until_warm(&mut w);
+        w.set_mode(0, CacheMode::WriteBack);
+        w.check_all(0);
+        w.crash(seed % 2 == 0);
+        until_warm(&mut w);
+        w.check_all(0);
+    }
+}
+
+#[test]
+fn scrub_waits_until_all_is_there() {
+    let mut w = full(3, CacheMode::WriteBack);
+    crash_cold(&mut w);
+    let refused = w.engine.scrub(World::id(0), u64::MAX);
+    assert!(matches!(refused, Err(ControlError::Busy(_))), "{refused:?}");
+    until_warm(&mut w);
+    w.engine.scrub(World::id(0), u64::MAX).unwrap();
+}
+
+/// Footers that cannot be read: their blocks are missing, nothing is wrong, and a write around them
+/// still makes the copies dead that the device has.
+#[test]
+fn a_footer_that_is_damaged_later_costs_its_blocks() {
+    for seed in 0..10 {
+        let mut w = full(seed, CacheMode::WriteAround);
+        crash_cold(&mut w);
+        let rotten = rot_footers(&mut w);
+        assert!(rotten.len() > 40);
+        until_warm(&mut w);
+        assert!(stats(&w).counts.lost_footers > 0);
+        w.write(0, late(0), 2 * K);
+        w.check_all(0);
+        for (at, block) in rotten {
+            // Unless it was written anew.
+            if w.cache.peek(at, 128) == block[..128] {
+                w.cache.put(at, &block);
+            }
+        }
+        w.crash(false);
+        until_warm(&mut w);
+        w.check_all(0);
+    }
+}
+
+/// Random load, with crashes at any moment of the start and after it.
+#[test]
+fn crashes_while_it_gets_warm() {
+    for seed in seeds(60) {
+        let mode = [CacheMode::WriteBack, CacheMode::WriteAround, CacheMode::WriteThrough]
+            [seed as usize % 3];
+        let mut w = full(seed, mode);
+        for _ in 0..6 {
+            for _ in 0..30 + w.rng.below(60) {
+                while w.asked.len() > 12 {
+                    w.step();
+                }
+                w.random_op(0);
+            }
+            for _ in 0..w.rng.below(40) {
+                w.step();
+            }
+            let power = w.rng.below(2) == 0;
+            w.crash(power);
+        }
+        w.check_all(0);
+        until_warm(&mut w);
+        w.check_all(0);
+        w.drain(0);
+        w.check_all(0);
+        w.check_backing(0);
+    }
+}
