@@ -353,10 +353,11 @@ impl Recovery {
                     info.state = SegmentState::Sealed;
                     (info.stream, info.seq, info.seal) =
                         (Some(head.name.stream), head.name.seq, head.seal);
+                    // One that recovery made may have been torn by its end: the batches say what it says.
+                    let copies =
+                        head.name.stream == LogStream::Fill && head.dirty == 0 && !head.recovered;
                     match &mut self.deferred {
-                        Some(deferred) if head.name.stream == LogStream::Fill && head.dirty == 0 => {
-                            deferred.push((head.seal, segment));
-                        }
+                        Some(deferred) if copies => deferred.push((head.seal, segment)),
                         _ => self.sources.sealed(segment, head, head.name.seq <= horizon),
                     }
                 }

@@ -94,7 +94,7 @@ impl Warm {
 impl<B: Buf> Engine<B> {
     /// Reads on.
     pub(super) fn warm_step<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) {
-        if self.stopping {
+        if self.stopping || self.cache_failed.is_some() {
             // They stay on the device as they are.
             self.warm_give_up();
         }
@@ -112,6 +112,7 @@ impl<B: Buf> Engine<B> {
     /// Leaves what is still to be read where it is, until it is reclaimed.
     fn warm_give_up(&mut self) {
         self.warm.ended = true;
+        self.warm.killed.clear();
         for seg in core::mem::take(&mut self.warm.waiting) {
             if let Some(s) = self.segs.get_mut(seg) {
                 s.cover = Cover::Never;
@@ -168,14 +169,14 @@ impl<B: Buf> Engine<B> {
         }
         self.set_cover(seg, Cover::Whole);
         self.warm.uncovered -= 1;
-        if self.warm.is_idle() {
-            self.warm.killed.clear();
-        }
     }
 
     fn set_cover(&mut self, seg: u32, cover: Cover) {
         if let Some(s) = self.segs.get_mut(seg) {
             s.cover = cover;
+        }
+        if self.warm.is_idle() {
+            self.warm.killed.clear();
         }
     }
 
