@@ -81,6 +81,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
             "uring:{dir}/backing?size={}",
             (args.blocks * BLOCK).next_power_of_two() * 2
         ),
+        mode: "write-back",
         core: 0,
         poll: "busy",
         port: args.port,
