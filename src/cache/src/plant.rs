@@ -141,6 +141,14 @@ pub enum Bug {
     AckBeforeDurable,
     /// What is read while a write that timed out may still be carried out is kept in the cache.
     FillInDoubt,
+    /// A copy that comes back while the engine serves ignores what made it dead.
+    WarmDead,
+    /// A copy that comes back while the engine serves replaces what is newer.
+    WarmOverNewer,
+    /// Of two copies that come back while the engine serves the index names the one that is freed first.
+    WarmKeepsFirst,
+    /// A write that bypasses the log takes what is not back yet for what is not there.
+    WarmCovers,
     /// An ordered journal's table and data are not flushed before the header that says *complete*.
     JournalUnflushed = 110,
     /// A batch is applied before the header that says *complete* is durable.
@@ -160,7 +168,7 @@ pub enum Bug {
 }
 
 /// How many there are below [`JOURNAL_FIRST`].
-pub const BUGS: u16 = Bug::FillInDoubt as u16;
+pub const BUGS: u16 = Bug::WarmCovers as u16;
 /// The first rule of the ordered journal.
 pub const JOURNAL_FIRST: u16 = Bug::JournalUnflushed as u16;
 /// The last one.

@@ -79,7 +79,8 @@ impl<B: Buf> Engine<B> {
     fn cached(&mut self, place: u16, first: u64, blocks: u64) -> Cached {
         let Some(vol) = self.vols.get(place) else { return Cached::No };
         // What the index does not have may still be on the device.
-        let mut found = if self.warm.covers_all() { Cached::No } else { Cached::Clean };
+        let all = self.warm.covers_all() || self.plant.has(Bug::WarmCovers);
+        let mut found = if all { Cached::No } else { Cached::Clean };
         for range in vol.ranges.overlapping(first, blocks) {
             if range.dirty {
                 found = Cached::Dirty;

@@ -266,7 +266,7 @@ impl<B: Buf> Engine<B> {
         // What is dirty must be destaged before the log may be bypassed.
         let bypasses = matches!(spec.mode, CacheMode::PassThrough | CacheMode::WriteAround);
         let left = bypasses && !clean;
-        let there = found.is_some_and(|found| found.live > 0) || !self.warm.covers_all();
+        let there = found.is_some_and(|found| found.live > 0 || !self.warm.covers_all());
         let cold = spec.mode == CacheMode::PassThrough && there;
         let switching = (left || cold) && !self.plant.has(Bug::AttachDirty);
         Volume {

@@ -29,7 +29,7 @@ pub(super) enum Cover {
     Whole,
     /// Its footer is still to be read.
     Later,
-    /// It will not be read any more.
+    /// It will not be read any more, or the index could not take all of it.
     Never,
 }
 

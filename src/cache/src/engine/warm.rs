@@ -4,8 +4,9 @@
 //! the index has nothing is read from its backing device meanwhile, which is right, for no dirty data
 //! is among what is missing. Four rules keep it so:
 //!
-//! * A copy enters the index only where nothing of its block is there: all that recovery or the engine
-//!   placed is newer, or the same.
+//! * A copy enters the index only where nothing of its block is there, for all that recovery or the
+//!   engine placed is newer, or the same; or where what is there will be freed before it. So the index
+//!   names the copy that is on the device longest: when that is freed none is left.
 //! * It does not enter where a record that recovery found, or the engine since, made it dead
 //!   ([`Warm::killed`]).
 //! * As long as there are segments that the index does not cover, "not in the index" does not mean "not
@@ -18,7 +19,8 @@ use super::{Cx, Engine};
 use crate::format::batch::{Crcs, timeless_mask};
 use crate::format::footer::FooterView;
 use crate::format::record::Record;
-use crate::index::{Flags, Key};
+use crate::index::{Entry, Flags, Key};
+use crate::plant::Bug;
 use crate::ranges::{Range, RangeKind, RangeMap};
 use crate::recovery::Deferred;
 use forebay_io::{Buf, BufPool, Completion, Lsn};
@@ -74,7 +76,7 @@ impl Warm {
         self.reads == 0
     }
 
-    /// Whether the index covers all that is on the device.
+    /// Whether the index covers all that is on the device: a block that it has not is not there.
     pub(super) const fn covers_all(&self) -> bool {
         self.uncovered == 0
     }
@@ -159,16 +161,17 @@ impl<B: Buf> Engine<B> {
         };
         self.warm.failed = 0;
         let mut ahead = view.records();
+        let mut whole = true;
         for (at, (_, record, crcs)) in view.records().enumerate() {
             if at % AHEAD == 0 {
                 let next = ahead.by_ref().take(AHEAD);
                 let keys = next.filter_map(|(_, next, _)| Key::new(next.volume, next.block));
                 self.index.prefetch(keys);
             }
-            self.warm_record(seg, &record, crcs);
+            whole &= self.warm_record((seg, view.head.seal), &record, crcs);
         }
-        self.set_cover(seg, Cover::Whole);
-        self.warm.uncovered -= 1;
+        self.warm.uncovered -= usize::from(whole);
+        self.set_cover(seg, if whole { Cover::Whole } else { Cover::Never });
     }
 
     fn set_cover(&mut self, seg: u32, cover: Cover) {
@@ -180,7 +183,9 @@ impl<B: Buf> Engine<B> {
         }
     }
 
-    fn warm_record(&mut self, seg: u32, record: &Record, crcs: Crcs<'_>) {
+    /// A record's blocks enter the index. `false` where that does not name what will be on the device
+    /// longest.
+    fn warm_record(&mut self, (seg, seal): (u32, u64), record: &Record, crcs: Crcs<'_>) -> bool {
         let volume = self.supers.block.volume(record.volume);
         let end = record.block + u64::from(record.blocks);
         let current = volume.is_some_and(|entry| {
@@ -188,23 +193,46 @@ impl<B: Buf> Engine<B> {
         });
         let last = u32::from(record.slot) + record.blocks;
         if !current || !record.kind.has_data() || last > self.map.geometry().data_slots() {
-            return;
+            return true;
         }
         let mask = timeless_mask(record.lsn.0);
         let first = self.map.slot(seg, record.slot);
+        let mut whole = true;
         for ((block, slot), crc) in (record.block..).zip(first..).zip(crcs.iter()) {
-            let Some(key) = Key::new(record.volume, block) else { return };
-            if self.warm.is_dead(record, block) || self.index.get(key).is_some() {
+            let Some(key) = Key::new(record.volume, block) else { return whole };
+            let dead = self.warm.is_dead(record, block) && !self.plant.has(Bug::WarmDead);
+            let old = self.index.get(key);
+            match old {
+                _ if dead => continue,
+                Some(_) if self.plant.has(Bug::WarmOverNewer) => {}
+                Some(old) if !self.freed_before(old, seal) => continue,
+                // Its trim is missing. It is the same data, and the only copy that will be destaged.
+                Some(old) if old.flags.dirty() => {
+                    whole = false;
+                    continue;
+                }
+                Some(_) if self.plant.has(Bug::WarmKeepsFirst) => continue,
+                Some(_) | None => {}
+            }
+            if self.index.insert(key, slot, Flags::NONE).is_err() {
+                self.stats.index_full += 1;
+                whole = false;
                 continue;
             }
-            match self.index.insert(key, slot, Flags::NONE) {
-                Ok(_) => {
-                    self.folds.set(slot, crc ^ mask);
-                    self.segs.count(seg, 1, 0);
-                }
-                Err(_) => self.stats.index_full += 1,
+            if let Some(old) = old {
+                self.segs.count(self.map.segment_of(old.slot), -1, 0);
             }
+            self.folds.set(slot, crc ^ mask);
+            self.segs.count(seg, 1, 0);
         }
+        whole
+    }
+
+    /// Whether what the index names is in a segment that was sealed earlier: when this one was sealed its
+    /// copy had replaced that, so that it is at least as new.
+    fn freed_before(&self, entry: Entry, seal: u64) -> bool {
+        let segment = self.segs.get(self.map.segment_of(entry.slot));
+        segment.is_some_and(|s| s.seal != 0 && s.seal < seal)
     }
 
     /// Copies of these blocks that are not in the index yet are dead.

@@ -338,7 +338,7 @@ impl Replay {
         if record.kind == Kind::Invalidate {
             let _ = volume.zeroes.punch(record.block, u64::from(record.blocks), record.lsn);
         }
-        if self.remember_kills {
+        if self.remember_kills && !self.plant.has(Bug::ReplayNoKill) {
             self.forgot_kills |= volume.killed.insert(note(record)).is_err();
         }
         if record.blocks > LARGE {

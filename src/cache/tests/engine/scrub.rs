@@ -25,7 +25,7 @@ fn stats(w: &World, volume: usize) -> VolumeStats {
 }
 
 /// Where on the cache device versions of a cache block are: offset and number of the write.
-fn copies(w: &World, block: u64) -> Vec<(u64, u64)> {
+pub(super) fn copies(w: &World, block: u64) -> Vec<(u64, u64)> {
     let mut found = Vec::new();
     // Behind the superblocks of the only shard.
     for at in ((128 << 10)..w.cache.info.size).step_by(4096) {
@@ -46,7 +46,7 @@ fn flip(w: &mut World, at: u64, byte: usize) {
 }
 
 /// Flips a bit of the newest version of a block.
-fn rot(w: &mut World, block: u64) {
+pub(super) fn rot(w: &mut World, block: u64) {
     let (at, _) = *copies(w, block).last().expect("the block is on the cache device");
     flip(w, at, 100 + (block % 1000) as usize);
 }

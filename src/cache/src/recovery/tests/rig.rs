@@ -106,7 +106,15 @@ pub(super) fn recover(disk: &mut Disk) -> Result<Recovered, RecoveryError> {
 
 pub(super) fn recover_with(disk: &mut Disk, read_only: bool) -> Result<Recovered, RecoveryError> {
     let opened = open(disk).unwrap();
-    drive(disk, new_recovery(&opened, read_only)?)
+    // What is refused is refused in stages, too, before anything is written.
+    let mut copy = disk.clone();
+    let staged = new_recovery(&opened, read_only).and_then(|new| drive(&mut copy, new.staged()));
+    let got = new_recovery(&opened, read_only).and_then(|new| drive(disk, new));
+    assert_eq!(staged.as_ref().err(), got.as_ref().err());
+    if !matches!(staged, Ok(_) | Err(RecoveryError::Write(_))) {
+        assert!(copy.bytes == disk.bytes);
+    }
+    got
 }
 
 fn new_recovery(opened: &Opened, read_only: bool) -> Result<Recovery, RecoveryError> {

@@ -1,18 +1,9 @@
 //! Starts whose clean blocks come back while the engine serves, and crashes in their midst.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::cast_possible_truncation,
-    clippy::manual_is_multiple_of,
-    reason = "a test's helpers fail by panicking"
-)]
 
-mod harness;
-
-use forebay_cache::engine::{CacheMode, ControlError, EngineStats};
+use super::scrub::{copies, rot};
+use crate::harness::{Setup, World, seeds};
+use forebay_cache::engine::{CacheMode, ControlError, CopyAt, EngineStats, Event, OrderState};
 use forebay_io::{Instant, Outcome, RequestOp};
-use harness::{Setup, World, seeds};
 
 const K: u64 = 4096;
 const VOLUME: u64 = 3 << 20;
@@ -35,7 +26,7 @@ fn full(seed: u64, mode: CacheMode) -> World {
     w
 }
 
-fn until_warm(w: &mut World) {
+pub(super) fn until_warm(w: &mut World) {
     for _ in 0..1_000_000 {
         if stats(w).warming == 0 {
             return;
@@ -216,8 +207,13 @@ fn a_footer_that_is_damaged_later_costs_its_blocks() {
 #[test]
 fn crashes_while_it_gets_warm() {
     for seed in seeds(60) {
-        let mode = [CacheMode::WriteBack, CacheMode::WriteAround, CacheMode::WriteThrough]
-            [seed as usize % 3];
+        let modes = [
+            CacheMode::WriteBack,
+            CacheMode::WriteAround,
+            CacheMode::WriteThrough,
+            CacheMode::WriteBackOrdered,
+        ];
+        let mode = modes[seed as usize % modes.len()];
         let mut w = full(seed, mode);
         for _ in 0..6 {
             for _ in 0..30 + w.rng.below(60) {
@@ -238,5 +234,114 @@ fn crashes_while_it_gets_warm() {
         w.drain(0);
         w.check_all(0);
         w.check_backing(0);
+    }
+}
+
+/// Of two copies of a block the one that was filled later, as the other was damaged, is freed later. As
+/// long as it is on the device a write around the cache has to make it dead.
+#[test]
+fn the_index_names_the_copy_that_is_freed_last() {
+    for freed in 1..16 {
+        let setup = Setup {
+            volumes: vec![
+                (32 * K, 4096, CacheMode::WriteAround),
+                (VOLUME, 4096, CacheMode::WriteBack),
+            ],
+            cache_bytes: 4 << 20,
+            segment_slots: 16,
+            tier_pages: 0,
+            ..Setup::default()
+        };
+        let mut w = World::new(freed, setup);
+        w.write(0, 0, 32 * K);
+        // What is read afterwards seals the segments before.
+        for at in 0..2 {
+            w.read(0, 0, 32 * K);
+            w.read(1, at * 32 * K, 32 * K);
+            w.run_for(10_000_000);
+            if at == 0 {
+                (0..32).for_each(|block| rot(&mut w, block));
+            }
+        }
+        assert_eq!(copies(&w, 5).len(), 2);
+        w.crash(false);
+        until_warm(&mut w);
+        let mut at = 0;
+        while stats(&w).reclaimed[0] < freed {
+            w.write(1, at % VOLUME, 16 * K);
+            at += 16 * K;
+        }
+        w.write(0, 0, 32 * K);
+        w.crash(false);
+        until_warm(&mut w);
+        w.check_all(0);
+    }
+}
+
+#[test]
+fn a_stop_while_it_gets_warm_keeps_all_and_brings_nothing_dead_back() {
+    for seed in 0..20 {
+        let mode = [CacheMode::WriteBack, CacheMode::WriteAround, CacheMode::WriteBackOrdered]
+            [seed as usize % 3];
+        let mut w = full(seed, mode);
+        let before = stats(&w).cached_blocks;
+        crash_cold(&mut w);
+        w.write(0, late(0), K);
+        for _ in 0..seed / 2 {
+            w.step();
+        }
+        // What was asked before the stop is done before it.
+        let tag = w.ask(0, RequestOp::Write, late(4), 2 * K);
+        w.engine.stop();
+        assert_eq!(w.wait_done(tag), Outcome::Done);
+        w.wait_for(|event| *event == Event::Stopped);
+        w.restart();
+        w.check_all(0);
+        until_warm(&mut w);
+        w.check_all(0);
+        w.run_for(10_000_000);
+        assert_eq!(stats(&w).cached_blocks, before, "seed {seed}");
+        w.crash(seed % 2 == 0);
+        until_warm(&mut w);
+        w.check_all(0);
+    }
+}
+
+#[test]
+fn a_volume_that_is_detached_before_all_is_back_is_cold() {
+    for seed in 0..10 {
+        let mut w = full(seed, CacheMode::WriteBack);
+        crash_cold(&mut w);
+        for _ in 0..seed {
+            w.step();
+        }
+        w.engine.detach(World::id(0)).unwrap();
+        w.wait_for(|event| *event == Event::Detached { volume: World::id(0) });
+        w.attach_all();
+        until_warm(&mut w);
+        let all = w.engine.locate(World::id(0), 0, VOLUME / K, 9);
+        assert!(all.iter().all(|place| place.copy == CopyAt::Backing), "{all:?}");
+        w.crash(false);
+        until_warm(&mut w);
+        assert_eq!(w.engine.locate(World::id(0), 0, VOLUME / K, 9), all);
+    }
+}
+
+/// A clean volume is a prefix at once, and stays one while the index is made whole.
+#[test]
+fn batches_go_on_while_it_gets_warm() {
+    for seed in 0..10 {
+        let mut w = full(seed, CacheMode::WriteBackOrdered);
+        crash_cold(&mut w);
+        let order = |w: &World| w.engine.volume_stats(World::id(0)).unwrap().order;
+        assert!(matches!(order(&w), Some(OrderState::Prefix(_))), "{:?}", order(&w));
+        w.write(0, late(0), 2 * K);
+        let flush = w.ask(0, RequestOp::Flush, 0, 0);
+        assert_eq!(w.wait_done(flush), Outcome::Done);
+        w.drain(0);
+        assert!(matches!(order(&w), Some(OrderState::Prefix(_))), "{:?}", order(&w));
+        w.check_backing(0);
+        until_warm(&mut w);
+        w.check_all(0);
     }
 }
