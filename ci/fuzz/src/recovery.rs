@@ -1,5 +1,6 @@
-//! An arbitrary image of a cache device: opened, recovered, and recovered once more. An input is a
-//! list of edits to a sound image that holds every structure and every kind of record.
+//! An arbitrary image of a cache device: opened, recovered, and recovered once more; and the same in
+//! stages, up to an engine that has read all that was left for later. An input is a list of edits to a
+//! sound image that holds every structure and every kind of record.
 //!
 //! ```text
 //! edit: kind (1 byte), block among those that are not zero (1), offset in it (2, LE), 8 bytes
@@ -10,11 +11,13 @@
 
 use crate::reached::{RECOVERED, REFUSED};
 use crate::storage::fix;
+use forebay_cache::engine::{Action, Engine, EngineConfig, Limits, Source};
 use forebay_cache::format::BLOCK;
 use forebay_cache::format::open::{Opened, Opener};
 use forebay_cache::index::Index;
+use forebay_cache::policy::PolicyKind;
 use forebay_cache::recovery::{Recovered, Recovery, RecoveryError};
-use forebay_io::{Buf, Completion, DeviceError, HeapBuf, HeapPool, Op, OpKind};
+use forebay_io::{Buf, Completion, DeviceError, HeapBuf, HeapPool, Instant, Op, OpKind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
@@ -53,7 +56,7 @@ pub(crate) fn sound_image() -> &'static [u8] {
 }
 
 /// A device of which only what differs from the base is kept.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Disk {
     changed: BTreeMap<u64, Vec<u8>>,
     unreadable: BTreeSet<u64>,
@@ -162,7 +165,12 @@ impl Disk {
         }
     }
 
-    fn recover(&mut self, opened: &Opened, shard: u16) -> Result<Recovered, RecoveryError> {
+    fn recover(
+        &mut self,
+        opened: &Opened,
+        shard: u16,
+        staged: bool,
+    ) -> Result<Recovered, RecoveryError> {
         let slots = opened.map(shard).expect("a shard").slots();
         assert!(slots <= Self::size() / BLOCK as u64, "slots within the device");
         let max_slot = u32::try_from(slots.max(1) - 1).expect("a small device");
@@ -170,6 +178,9 @@ impl Disk {
             panic!("no index for {slots} slots")
         };
         let mut recovery = Recovery::new(opened, shard, index, false)?;
+        if staged {
+            recovery = recovery.staged();
+        }
         let mut flying = Vec::new();
         while !recovery.is_done() {
             while let Some(op) = recovery.poll_action(&mut HeapPool) {
@@ -197,26 +208,60 @@ fn content(recovered: &Recovered) -> Content {
     all
 }
 
+/// An engine reads what a staged recovery left for later.
+fn warm(disk: &mut Disk, opened: &Opened, recovered: Recovered) {
+    let config = EngineConfig {
+        limits: Limits::default(),
+        tier_pages: 0,
+        policy: PolicyKind::default(),
+        ghost_blocks: 16,
+        volatile_write_cache: false,
+    };
+    let mut engine = Engine::new(&config, opened.header, recovered);
+    for poll in 0..OPS_MAX as u64 {
+        let now = Instant(poll * 1_000_000);
+        if engine.stats(now).warming == 0 {
+            return;
+        }
+        engine.end_of_poll(&mut HeapPool, now);
+        while let Some(Action::Cache(op)) = engine.poll_action() {
+            let done = disk.execute(op);
+            engine.handle_completion(Source::Cache, done, &mut HeapPool, now);
+        }
+    }
+    panic!("it does not get warm");
+}
+
+/// Recovers a shard twice, to the same.
+fn recover_twice(mut disk: Disk, opened: &Opened, shard: u16, staged: bool) {
+    let first = match disk.recover(opened, shard, staged) {
+        Ok(first) => first,
+        Err(error) => {
+            REFUSED.add(1);
+            assert!(!error.to_string().is_empty());
+            return;
+        }
+    };
+    RECOVERED.add(1);
+    let before = content(&first);
+    // What it settled can be opened and recovered.
+    let again = disk.open().expect("what was settled can be opened");
+    match disk.recover(&again, shard, staged) {
+        Ok(second) => {
+            assert_eq!(content(&second), before, "recovered to the same");
+            warm(&mut disk, &again, second);
+        }
+        Err(error) => panic!("what was settled is not recovered: {error}"),
+    }
+}
+
 /// Edits of an image.
 pub fn recovery(input: &[u8]) {
     let mut disk = Disk::edited(input);
     let Some(opened) = disk.open() else { return };
     for shard in 0..u16::try_from(opened.shards.len()).expect("few shards") {
-        match disk.recover(&opened, shard) {
-            Err(error) => {
-                REFUSED.add(1);
-                assert!(!error.to_string().is_empty());
-            }
-            Ok(first) => {
-                RECOVERED.add(1);
-                let before = content(&first);
-                // What it settled can be opened and recovered.
-                let again = disk.open().expect("what was settled can be opened");
-                match disk.recover(&again, shard) {
-                    Ok(second) => assert_eq!(content(&second), before, "recovered to the same"),
-                    Err(error) => panic!("what was settled is not recovered: {error}"),
-                }
-            }
+        for staged in [false, true] {
+            recover_twice(disk.clone(), &opened, shard, staged);
         }
     }
 }
