@@ -93,3 +93,9 @@ fn overlapping_write_through_requests_reach_the_backing_device_in_the_order_of_t
 fn what_was_destaged_while_reclaim_moved_it_is_clean_after_a_crash() {
     seeds(&[1582, 1966]);
 }
+
+/// A round of destage that is under way while reclaim frees and hosts fill its segment again.
+#[test]
+fn a_slot_that_is_used_again_is_not_taken_for_what_it_held() {
+    seeds(&[1805]);
+}
