@@ -99,3 +99,9 @@ fn what_was_destaged_while_reclaim_moved_it_is_clean_after_a_crash() {
 fn a_slot_that_is_used_again_is_not_taken_for_what_it_held() {
     seeds(&[1805]);
 }
+
+/// Destage goes on where the pool never has buffers for all of a run at once.
+#[test]
+fn a_run_of_destage_ends_where_buffers_do() {
+    seeds(&[1631]);
+}

@@ -103,7 +103,9 @@ impl<B: Buf> Engine<B> {
         true
     }
 
-    /// Reads all blocks of a run, neighbours on the cache device together.
+    /// Reads all blocks of a run, neighbours on the cache device together. Where buffers end before that
+    /// the run ends there: were it given up, a pool that never has enough for all of it would stop
+    /// destage for good. The blocks behind are chosen again by the next round.
     fn run_read<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
         let Some(run) = self.destage.runs.get(h) else { return };
         let (first, blocks) = (run.first, usize::try_from(run.blocks).unwrap_or(0));
@@ -123,7 +125,7 @@ impl<B: Buf> Engine<B> {
             let buf = self.alloc(cx, u64::from(n) * BLOCK);
             let (Some(buf), Some(offset)) = (buf, self.map.slot_offset(slot)) else {
                 if let Some(run) = self.destage.runs.get_mut(h) {
-                    run.failed = true;
+                    run.blocks = at as u64;
                 }
                 break;
             };
