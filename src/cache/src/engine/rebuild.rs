@@ -10,7 +10,7 @@ use crate::format::segment_log::SegmentLog;
 use forebay_io::{Buf, BufPool, Completion, Op};
 
 /// Reads of a footer that find none, and of a header, before it counts as gone.
-const TRIES_MAX: u8 = 3;
+pub(super) const TRIES_MAX: u8 = 3;
 
 /// A segment that is gone through. One at a time.
 #[derive(Debug)]
@@ -43,10 +43,18 @@ impl<B: Buf> Engine<B> {
             return;
         }
         let seq = s.seq;
-        self.stats.lost_footers += 1;
+        self.footer_lost(seg);
         let log = SegmentLog::new(self.map.geometry());
         self.rebuild = Some(Rebuild { seg, seq, slot: 0, tries: 0, last: 0, log });
         self.rebuild_next(cx);
+    }
+
+    /// The footer of a segment is gone; counted once in its life, however often it is asked for.
+    pub(super) fn footer_lost(&mut self, seg: u32) {
+        if let Some(s) = self.segs.get_mut(seg) {
+            self.stats.lost_footers += u64::from(!s.footer_lost);
+            s.footer_lost = true;
+        }
     }
 
     /// Reads the next block that may be a header. Without a buffer it is over: the next read of the

@@ -65,6 +65,8 @@ pub(super) struct Segment {
     pub(super) skip_until: Instant,
     /// Reads of its footer that found none.
     pub(super) footer_tries: u8,
+    /// Its footer counts as lost.
+    pub(super) footer_lost: bool,
     /// Its records, until the footer is written; those of a sealed one whose footer is gone.
     pub(super) log: Option<SegmentLog>,
 }
@@ -124,6 +126,7 @@ impl Segments {
             since: Instant(0),
             skip_until: Instant(0),
             footer_tries: 0,
+            footer_lost: false,
             log: None,
         });
         self.free.push_back(seg);
@@ -193,10 +196,9 @@ impl Segments {
         let log = self.spare.pop().unwrap_or_else(|| SegmentLog::new(self.geometry));
         let s = self.list.get_mut(seg as usize)?;
         (s.state, s.stream, s.seq, s.seal) = (State::Open, stream, seq, 0);
-        (s.live, s.dirty, s.pins, s.batches, s.used) = (0, 0, 0, 0, 0);
-        (s.since, s.skip_until, s.footer_tries) = (now, Instant(0), 0);
         (s.live, s.dirty, s.kept, s.pins, s.batches, s.used) = (0, 0, 0, 0, 0, 0);
         (s.since, s.skip_until) = (now, Instant(0));
+        (s.footer_tries, s.footer_lost) = (0, false);
         s.log = Some(log);
         s.ordinal = self.opened;
         self.opened += 1;

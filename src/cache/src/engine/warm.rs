@@ -14,6 +14,7 @@
 //! * A segment is not freed before it is covered, or given up.
 
 use super::ops::What;
+use super::rebuild::TRIES_MAX;
 use super::segments::Cover;
 use super::{Cx, Engine};
 use crate::format::batch::{Crcs, timeless_mask};
@@ -30,8 +31,6 @@ use std::collections::{BTreeMap, VecDeque};
 const READS_MAX: u32 = 8;
 /// Records whose place in the index is read ahead.
 const AHEAD: usize = 64;
-/// Tries of a footer before its segment is given up.
-const TRIES_MAX: u32 = 4;
 
 /// The state of warming.
 #[derive(Debug)]
@@ -39,8 +38,6 @@ pub(super) struct Warm {
     /// Segments whose footers are to be read, in the order of their seals.
     waiting: VecDeque<u32>,
     reads: u32,
-    /// Footers that could not be read in a row.
-    failed: u32,
     /// Nothing enters the index any more.
     ended: bool,
     /// Segments that the index does not cover: those that wait, and those that were given up.
@@ -56,14 +53,7 @@ impl Warm {
         if uncovered == 0 {
             killed.clear();
         }
-        Self {
-            waiting: deferred.segments.into(),
-            reads: 0,
-            failed: 0,
-            ended: false,
-            uncovered,
-            killed,
-        }
+        Self { waiting: deferred.segments.into(), reads: 0, ended: false, uncovered, killed }
     }
 
     /// Whether nothing is under way or to come.
@@ -146,20 +136,12 @@ impl<B: Buf> Engine<B> {
                 self.set_cover(seg, Cover::Never);
                 return;
             }
-            None if self.warm.failed < TRIES_MAX => {
-                self.warm.failed += 1;
-                self.warm.waiting.push_front(seg);
-                return;
-            }
             None => {
-                self.warm.failed = 0;
-                self.stats.lost_footers += 1;
-                self.set_cover(seg, Cover::Never);
+                self.warm_missed(seg);
                 return;
             }
             Some(view) => view,
         };
-        self.warm.failed = 0;
         let mut ahead = view.records();
         let mut whole = true;
         for (at, (_, record, crcs)) in view.records().enumerate() {
@@ -172,6 +154,18 @@ impl<B: Buf> Engine<B> {
         }
         self.warm.uncovered -= usize::from(whole);
         self.set_cover(seg, if whole { Cover::Whole } else { Cover::Never });
+    }
+
+    /// A footer was not what it must be: it is read again, or its segment given up.
+    fn warm_missed(&mut self, seg: u32) {
+        let Some(s) = self.segs.get_mut(seg) else { return };
+        s.footer_tries = s.footer_tries.saturating_add(1);
+        if s.footer_tries < TRIES_MAX {
+            self.warm.waiting.push_front(seg);
+            return;
+        }
+        self.footer_lost(seg);
+        self.set_cover(seg, Cover::Never);
     }
 
     fn set_cover(&mut self, seg: u32, cover: Cover) {

@@ -203,6 +203,24 @@ fn a_footer_that_is_damaged_later_costs_its_blocks() {
     }
 }
 
+/// Once in the life of its segment: where it is to warm the index, and not again where the segment is freed.
+#[test]
+fn a_lost_footer_is_counted_once() {
+    let mut w = full(1, CacheMode::WriteBack);
+    crash_cold(&mut w);
+    let rotten = rot_footers(&mut w).len() as u64;
+    until_warm(&mut w);
+    assert!(stats(&w).counts.lost_footers > rotten / 2);
+    let mut at = 0;
+    while stats(&w).reclaimed[0] < 2 * stats(&w).segments {
+        w.write(0, at % VOLUME, 16 * K);
+        at += 16 * K;
+    }
+    let lost = stats(&w).counts.lost_footers;
+    assert!(lost <= rotten, "{lost} of {rotten}");
+    w.check_all(0);
+}
+
 /// Random load, with crashes at any moment of the start and after it.
 #[test]
 fn crashes_while_it_gets_warm() {
