@@ -51,6 +51,10 @@ pub const MAX_UNSEALED: usize = 64;
 /// Ranges of one volume that a staged recovery remembers as dead; with more it is not staged.
 /// (Tests go over the bound.)
 pub const MAX_KILLS: usize = if cfg!(test) { 6 } else { 1 << 18 };
+/// LSNs that a start in stages leaves out: more than the log of any device holds at a time. Copies that are
+/// not read yet may carry those of changes that damage of the journal hides, and must stay older than
+/// what comes now.
+pub const LSNS_SKIPPED: u64 = 1 << 40;
 /// Transfers asked for at once.
 const MAX_JOBS: usize = 48;
 
@@ -236,7 +240,12 @@ impl Recovery {
         segments.sort_unstable();
         let segments = segments.into_iter().map(|(_, segment)| segment).collect();
         let deferred = Deferred { segments, killed: self.replay.take_kills() };
-        let (volumes, ranges, lost) = self.replay.outcome();
+        let (mut volumes, ranges, lost) = self.replay.outcome();
+        for volume in volumes.iter_mut().filter(|_| !self.read_only) {
+            if let Some(entry) = self.superblock.volume(volume.volume) {
+                volume.last = entry.accounted;
+            }
+        }
         let numbers =
             if self.read_only { self.numbers } else { Numbers::new(self.superblock.incarnation) };
         let mut stats = self.replay.stats;

@@ -33,8 +33,17 @@ pub(super) struct Scan {
     candidates: Vec<Candidate>,
     /// The highest `durable_below` of any sound header.
     pub(super) durable_below: u64,
-    /// The last batch that was certainly durable, as a footer had been begun.
-    pub(super) sure: u64,
+    pub(super) proof: Proof,
+}
+
+/// What a footer that was begun proves of its segment's batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Proof {
+    None,
+    /// That those up to this one count, and none behind it: recovery made the footer.
+    UpTo(u64),
+    /// That all were durable.
+    All,
 }
 
 /// The batches that count.
@@ -60,7 +69,7 @@ impl Scan {
             log: SegmentLog::new(geometry),
             candidates: Vec::new(),
             durable_below: 0,
-            sure: 0,
+            proof: Proof::None,
         };
         let (mut slot, mut hole, mut last) = (0u16, false, 0);
         while u32::from(slot) < geometry.data_slots() {
@@ -128,7 +137,11 @@ impl Scan {
         let mut all = Vec::new();
         let mut damaged_batches = 0;
         for candidate in &mut self.candidates {
-            let sure = candidate.number <= self.sure;
+            let sure = match self.proof {
+                Proof::None => false,
+                Proof::UpTo(last) if candidate.number > last => break,
+                Proof::UpTo(_) | Proof::All => true,
+            };
             let before_was_durable = sure || durable_below >= candidate.number;
             let was_durable = sure || durable_below > candidate.number;
             let torn = (candidate.after_hole && !before_was_durable)

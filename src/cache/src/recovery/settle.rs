@@ -1,12 +1,13 @@
 //! The end of a recovery: footers for the segments that had none, then the superblock of the new
 //! incarnation, each durable before the next.
 
-use super::{Ask, MAX_JOBS, Phase, Recovery, RecoveryError, SegmentState, name};
+use super::{Ask, LSNS_SKIPPED, MAX_JOBS, Phase, Recovery, RecoveryError, SegmentState, name};
 use crate::format::BLOCK;
 use crate::format::device::DeviceHeader;
 use crate::format::footer::{Keep, build_footer, set_recovered};
+use crate::format::record::MAX_LSN;
 use crate::plant::Bug;
-use forebay_io::DeviceError;
+use forebay_io::{DeviceError, Lsn};
 use std::collections::VecDeque;
 
 use super::transfer::Done;
@@ -124,14 +125,17 @@ impl Recovery {
 
     /// Writes the next copy of the superblock; the first time with the new incarnation.
     fn write_superblock(&mut self, first: bool) {
+        let hidden = self.deferred.as_ref().is_some_and(|segments| !segments.is_empty());
         let superblock = &mut self.superblock;
         superblock.generation += 1;
         if first {
+            // A clean stop has noted the last LSN: none is hidden.
+            let skipped = if hidden && !superblock.clean_stop { LSNS_SKIPPED } else { 0 };
             superblock.incarnation += u32::from(!self.plant.has(Bug::SameIncarnation));
             superblock.clean_stop = false;
             for entry in &mut superblock.volumes {
                 if let Some((last, epoch)) = self.replay.last(entry.index) {
-                    entry.accounted = last;
+                    entry.accounted = Lsn((last.0 + skipped).min(MAX_LSN - 1));
                     entry.base = last;
                     entry.epoch = entry.epoch.max(epoch);
                 }

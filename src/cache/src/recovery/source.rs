@@ -2,12 +2,12 @@
 //! of their numbers.
 
 use super::replay::{Replay, Source};
-use super::scan::Scan;
+use super::scan::{Proof, Scan};
 use super::{MAX_UNSEALED, Progress, RecoveryError};
 use crate::format::BLOCK;
 use crate::format::batch::SegmentName;
 use crate::format::footer::{FooterHead, FooterView};
-use crate::format::geometry::{Geometry, LogStream};
+use crate::format::geometry::{Geometry, LogStream, Numbers};
 use crate::format::record::Record;
 use crate::format::segment_log::SegmentLog;
 use core::cmp::Reverse;
@@ -43,14 +43,12 @@ struct Entry {
     load: Load,
     scanned: bool,
     suspect: bool,
-    /// The last batch that a footer that was begun proves durable; all of them, unless recovery made
-    /// that footer. 0 for none.
-    sure: u64,
+    proof: Proof,
 }
 
 impl Entry {
     const fn complete(&self) -> bool {
-        self.sure == u64::MAX
+        matches!(self.proof, Proof::All)
     }
 }
 
@@ -60,7 +58,7 @@ struct Active {
     source: Source,
     log: SegmentLog,
     group: usize,
-    stream: usize,
+    of: (usize, u64),
     /// Records that must not get into the new footer, nor their LSNs.
     void: Vec<u32>,
 }
@@ -99,7 +97,8 @@ pub(super) struct Sources {
     active: BTreeMap<u32, Active>,
     heap: BinaryHeap<Reverse<(u64, u32)>>,
     spare: Vec<SegmentLog>,
-    durable_below: [u64; 3],
+    /// By stream and incarnation; see [`log_of`].
+    durable_below: BTreeMap<(usize, u64), u64>,
     /// The logs of segments without a footer, after the merge: they get one.
     pub(super) unsettled: BTreeMap<u32, (SegmentName, SegmentLog)>,
 }
@@ -118,7 +117,7 @@ impl Sources {
             active: BTreeMap::new(),
             heap: BinaryHeap::new(),
             spare: Vec::new(),
-            durable_below: [0; 3],
+            durable_below: BTreeMap::new(),
             unsettled: BTreeMap::new(),
         }
     }
@@ -129,17 +128,18 @@ impl Sources {
         let load = Load::Footer(head);
         let (name, first) = (head.name, head.first_batch);
         // A recovery that was interrupted may have torn the footer it made over what a crash tore.
-        let sure = if head.recovered { head.last_batch } else { u64::MAX };
-        self.by_segment.insert(segment, Entry { name, first, load, scanned: false, suspect, sure });
+        let proof = if head.recovered { Proof::UpTo(head.last_batch) } else { Proof::All };
+        self.by_segment
+            .insert(segment, Entry { name, first, load, scanned: false, suspect, proof });
     }
 
     /// A segment without a footer.
     pub(super) fn unsealed(&mut self, segment: u32, name: SegmentName, suspect: bool) {
         let load = Load::Scan;
         self.to_scan.push_back(segment);
-        let sure = if suspect { u64::MAX } else { 0 };
+        let proof = if suspect { Proof::All } else { Proof::None };
         self.by_segment
-            .insert(segment, Entry { name, first: 0, load, scanned: true, suspect, sure });
+            .insert(segment, Entry { name, first: 0, load, scanned: true, suspect, proof });
     }
 
     pub(super) fn unsealed_count(&self) -> usize {
@@ -216,11 +216,10 @@ impl Sources {
     ) {
         let Some(entry) = self.by_segment.get_mut(&segment) else { return };
         let mut scan = Scan::walk(bytes, entry.name, self.geometry, key);
-        scan.sure = entry.sure;
+        scan.proof = entry.proof;
         entry.first = if entry.first == 0 { scan.first_batch() } else { entry.first };
-        if let Some(below) = self.durable_below.get_mut(stream(&entry.name)) {
-            *below = (*below).max(scan.durable_below);
-        }
+        let below = self.durable_below.entry(log_of(&entry.name)).or_insert(0);
+        *below = (*below).max(scan.durable_below);
         entry.load = Load::Scanned(Box::new(scan));
         self.scanning = self.scanning.saturating_sub(1);
     }
@@ -291,7 +290,7 @@ impl Sources {
         let log = match core::mem::replace(&mut entry.load, Load::Taken) {
             Load::Ready(log) => log,
             Load::Scanned(scan) => {
-                let below = self.durable_below.get(stream(&entry.name)).copied().unwrap_or(0);
+                let below = self.durable_below.get(&log_of(&entry.name)).copied().unwrap_or(0);
                 let mut accepted = scan.accept(below, replay.plant);
                 for damage in &accepted.damage {
                     if damage.record.dirty() {
@@ -325,8 +324,8 @@ impl Sources {
             let count = u32::try_from(self.active.len()).unwrap_or(u32::MAX);
             return Err(RecoveryError::TooManyOpen(count));
         }
-        let stream = stream(&entry.name);
-        self.active.insert(segment, Active { source, log, group: 0, stream, void: Vec::new() });
+        let of = log_of(&entry.name);
+        self.active.insert(segment, Active { source, log, group: 0, of, void: Vec::new() });
         self.queue(segment);
         Ok(Step::Progress)
     }
@@ -355,7 +354,7 @@ impl Sources {
             && let Some((number, entries)) = active.log.group(active.group)
         {
             // All before it in its stream was durable: where an LSN is missing, that is damage.
-            let below = self.durable_below.get(active.stream).copied().unwrap_or(0);
+            let below = self.durable_below.get(&active.of).copied().unwrap_or(0);
             let source =
                 Source { complete: active.source.complete || number <= below, ..active.source };
             replay.touch(entries.clone().filter_map(|entry| active.log.get(entry)));
@@ -373,8 +372,11 @@ impl Sources {
     }
 }
 
-fn stream(name: &SegmentName) -> usize {
-    LogStream::ALL.iter().position(|stream| *stream == name.stream).unwrap_or(0)
+/// The log that a segment is a part of: its stream in one incarnation. A later incarnation begins
+/// behind what recovery took for the end, and proves nothing of what lies beyond that.
+fn log_of(name: &SegmentName) -> (usize, u64) {
+    let stream = LogStream::ALL.iter().position(|stream| *stream == name.stream).unwrap_or(0);
+    (stream, Numbers::incarnation(name.seq))
 }
 
 trait LenU32 {

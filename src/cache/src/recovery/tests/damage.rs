@@ -1,8 +1,9 @@
 //! Blocks that cannot be read and bytes that rot: the rest is recovered, what is lost is said.
 
-use super::rig::{Writer, content, found, open, recover, recover_with};
+use super::rig::{Writer, content, found, open, recover, recover_with, warmed};
 use crate::format::BLOCK_U64;
 use crate::format::device::OpenError;
+use crate::format::footer::Keep;
 use crate::format::geometry::LogStream::{Fill, Journal};
 use crate::format::record::Kind;
 use crate::format::superblock::{MAX_GENERATION, SuperblockError};
@@ -78,6 +79,35 @@ fn a_damaged_footer_is_replaced_by_the_batches_themselves() {
         }
     }
     assert_eq!(tried, 400);
+}
+
+/// A fill with an LSN that the journal does not show any more, in a segment that is read later.
+#[test]
+fn what_comes_after_a_start_in_stages_is_newer_than_what_damage_hides() {
+    for kind in [Kind::Invalidate, Kind::Write] {
+        let mut writer = Writer::new();
+        writer.put(
+            Journal,
+            &[writer.item(Kind::Commit, 0, 0, 0, 0), writer.item(Kind::Write, 0, 1, 1, 1)],
+        );
+        let (mut last, _) = writer.batch(Journal, &[writer.item(Kind::Write, 0, 2, 1, 2)]);
+        writer.put(Fill, &[writer.item(Kind::Fill, 0, 9, 1, 2)]);
+        writer.seal(Fill, |_, _, _| Keep::Clean);
+        last.bytes[100] ^= 1;
+        writer.disk.write(last.offset, &last.bytes);
+        let (blocks, got) = warmed(&mut writer.disk);
+        assert_eq!(blocks, 2);
+        writer.adopt(&got);
+        let lsn = got.volumes[0].last.0 + 1;
+        let change = [writer.item(Kind::Commit, 0, 0, 0, lsn - 1), writer.item(kind, 0, 9, 1, lsn)];
+        writer.put(Journal, &change);
+        let (blocks, _) = warmed(&mut writer.disk.clone());
+        let got = recover(&mut writer.disk).unwrap();
+        let there = (kind == Kind::Write).then_some((lsn, true));
+        assert_eq!(found(&writer.disk, &got, 0, 9), there);
+        assert_eq!(blocks, 1 + u64::from(there.is_some()));
+        assert_eq!(got.volumes[0].last.0, lsn);
+    }
 }
 
 #[test]

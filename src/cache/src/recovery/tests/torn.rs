@@ -99,6 +99,45 @@ fn a_batch_that_a_later_header_proves_durable_does_not_end_the_replay() {
     assert_eq!((got.volumes[0].last.0, got.stats.void), (7, 0));
 }
 
+/// The next lives give the same LSNs to other changes, and their headers say that all of theirs was durable.
+#[test]
+fn what_was_torn_stays_so_without_the_footer_that_recovery_made() {
+    for (erased, header) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut writer = Writer::new();
+        let [mut torn, after] = three_and_more(&mut writer);
+        torn.bytes[if header { 100 } else { BLOCK + 100 }] ^= 1;
+        writer.disk.write(torn.offset, &torn.bytes);
+        if header {
+            writer.disk.write(after.offset, &after.bytes);
+        }
+        let segment = writer.segment(Journal);
+        let mut lsn = 3;
+        for _ in 0..2 {
+            let got = writer.restart();
+            assert_eq!((got.volumes[0].last.0, found(&writer.disk, &got, 1, 20)), (lsn, None));
+            writer.durable_below = u64::MAX;
+            writer.put(Journal, &[writer.item(Commit, 0, 0, 0, lsn)]);
+            for _ in 0..5 {
+                lsn += 1;
+                writer.put(Journal, &[writer.item(Write, 0, 40 + lsn, 1, lsn)]);
+            }
+        }
+        let footer = u64::from(writer.map.geometry().footer_slot()) * BLOCK_U64;
+        let at = writer.map.segment_offset(segment).unwrap() + footer;
+        let at = usize::try_from(at).unwrap();
+        assert!(writer.disk.bytes[at..].starts_with(b"FBYFOOT\0"));
+        writer.disk.bytes[if erased { at } else { at + 200 }] ^= 1;
+        let got = recover(&mut writer.disk).unwrap();
+        let label = format!("erased {erased}, header {header}");
+        assert_eq!(found(&writer.disk, &got, 0, 10), Some((1, true)), "{label}");
+        assert_eq!(found(&writer.disk, &got, 0, 12), Some((3, true)), "{label}");
+        assert_eq!(found(&writer.disk, &got, 1, 20), None, "{label}");
+        assert_eq!(found(&writer.disk, &got, 0, 53), Some((13, true)), "{label}");
+        assert!(got.ranges.is_empty() && got.lost.is_empty(), "{label}");
+        assert_eq!(got.volumes[0].last.0, 13, "{label}");
+    }
+}
+
 #[test]
 fn stale_and_misdirected_batches_are_not_taken() {
     let mut writer = Writer::new();
