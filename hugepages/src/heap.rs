@@ -96,12 +96,12 @@ mod tests {
             unsafe {
                 let start = heap.alloc_zeroed(layout);
                 assert!(!start.is_null());
-                assert!(from < LARGE || start.addr() % HUGE_PAGE == 0);
+                assert!(from < LARGE || start.addr().is_multiple_of(HUGE_PAGE));
                 assert_eq!((start.read(), start.add(from - 1).read()), (0, 0));
                 start.write(7);
                 start.add(9).write(8);
                 let moved = heap.realloc(start, layout, to);
-                assert!(to < LARGE || moved.addr() % HUGE_PAGE == 0);
+                assert!(to < LARGE || moved.addr().is_multiple_of(HUGE_PAGE));
                 assert_eq!((moved.read(), moved.add(9).read()), (7, 8));
                 heap.dealloc(moved, Layout::from_size_align(to, 64).unwrap());
             }
