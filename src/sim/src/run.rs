@@ -155,12 +155,17 @@ fn carry_out(world: &mut World, weather: Weather, step: &Step) {
             world.line(|| "calm".to_owned());
             calm(world);
         }
-        Step::Reattach(_) | Step::Scrub(_) | Step::DrainCrash(..) if world.cache_failed => {}
+        Step::Reattach(_) | Step::Scrub(_) | Step::DrainCrash(..) | Step::Cold(_)
+            if world.cache_failed => {}
         Step::Reattach(volume) => {
             calm(world);
             world.reattach(*volume);
         }
         Step::Scrub(volume) => world.scrub(*volume),
+        Step::Cold(volume) => {
+            calm(world);
+            world.cold(*volume);
+        }
         Step::DrainCrash(volume, power) => {
             calm(world);
             world.quiesce();

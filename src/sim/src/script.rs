@@ -100,6 +100,8 @@ pub enum Step {
     Reattach(usize),
     /// A scrub.
     Scrub(usize),
+    /// Starts without footers, and writes around what is not back.
+    Cold(usize),
     /// A drain, and a crash as soon as it is over.
     DrainCrash(usize, bool),
 }
@@ -107,6 +109,9 @@ pub enum Step {
 /// From this seed on runs have faults that earlier ones have not, whose histories are kept as they
 /// were when they found something.
 const MORE_FROM: u64 = 10_000;
+
+/// One richer seed in so many ends with starts whose footers cannot be read; others are named by tests.
+const COLD: u64 = 4;
 
 /// The faults of later seeds.
 fn more(weather: Weather, config: &Config, rng: &mut Rng) -> Option<Fault> {
@@ -218,6 +223,10 @@ pub fn script(seed: u64, config: &Config) -> Vec<Step> {
         if rng.one_in(patience) {
             steps.push(Step::Poll(1 + rng.below(4)));
         }
+    }
+    let whole = matches!(weather, Weather::Fair | Weather::Backing | Weather::Transient);
+    if seed >= RICHER_FROM && seed.is_multiple_of(COLD) && whole {
+        steps.push(Step::Cold(rng.index(volumes.len())));
     }
     steps
 }

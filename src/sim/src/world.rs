@@ -7,6 +7,7 @@
 
 mod ask;
 mod check;
+mod cold;
 mod drive;
 mod operate;
 
@@ -115,6 +116,8 @@ pub struct World {
     drained: Vec<bool>,
     /// What a compare-and-write has found and replaced: volume, sector, write.
     replaced: BTreeSet<(usize, u64, u64)>,
+    /// The next start finds no footer.
+    cold: bool,
     /// A read of the checkers' own, and its end.
     raw: Option<(u64, Option<RawEnd>)>,
 }
@@ -203,6 +206,7 @@ impl World {
             faulty: 0,
             drained,
             replaced: BTreeSet::new(),
+            cold: false,
             raw: None,
             config,
         }
@@ -315,6 +319,9 @@ impl World {
                 self.fail(format!("the cache device was refused: {why}"));
                 return;
             }
+        }
+        if self.cold {
+            self.refuse_reads();
         }
         for n in 0..self.backing.len() {
             if !self.attach(n) {

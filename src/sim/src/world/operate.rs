@@ -173,6 +173,16 @@ impl World {
 
     /// The process dies, or all loses power; then a new start, and everything is looked at.
     pub fn crash(&mut self, power: bool) {
+        self.die(power);
+        self.start();
+        (0..self.backing.len()).for_each(|volume| self.check_drained(volume));
+        if self.violation.is_none() && !self.over {
+            self.look_at_all(power);
+        }
+    }
+
+    /// The process dies, or all loses power.
+    pub(super) fn die(&mut self, power: bool) {
         self.counts.crashes += 1;
         self.line(|| format!("crash  power {power}"));
         self.cache.crash(power);
@@ -195,11 +205,6 @@ impl World {
             self.drained.fill(false);
         }
         self.now += 1_000_000;
-        self.start();
-        (0..self.backing.len()).for_each(|volume| self.check_drained(volume));
-        if self.violation.is_none() && !self.over {
-            self.look_at_all(power);
-        }
     }
 
     /// Flips bits in blocks of data of sealed segments: what was durable, and known to be.
