@@ -55,6 +55,13 @@ pub const MAX_KILLS: usize = if cfg!(test) { 6 } else { 1 << 18 };
 /// not read yet may carry those of changes that damage of the journal hides, and must stay older than
 /// what comes now.
 pub const LSNS_SKIPPED: u64 = 1 << 40;
+
+/// Whether a volume whose last number is this one was ever changed: numbers that were only skipped are no
+/// changes.
+#[must_use]
+pub(crate) const fn has_changes(last: u64) -> bool {
+    !last.is_multiple_of(LSNS_SKIPPED)
+}
 /// Transfers asked for at once.
 const MAX_JOBS: usize = 48;
 

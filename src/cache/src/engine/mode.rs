@@ -13,6 +13,7 @@ use super::{Cx, Engine};
 use crate::format::superblock::{VolumeEntry, volume_key};
 use crate::plant::Bug;
 use crate::ranges::RangeMap;
+use crate::recovery::has_changes;
 use crate::sequential::Sequential;
 use core::fmt;
 use forebay_io::{Buf, BufPool, Lsn, VolumeId};
@@ -199,7 +200,7 @@ impl<B: Buf> Engine<B> {
         let mut volume = self.new_volume(spec, &entry);
         // Of an attach that ended in a crash, before its first change, the cache knows no more than
         // nothing: a batch in an ordered journal may be applied in part.
-        volume.known = was_known && volume.next_lsn > 1;
+        volume.known = was_known && has_changes(volume.next_lsn - 1);
         self.vols.put(place, volume);
         let ticket = self.supers.change();
         self.attaching.push((place, ticket));
@@ -266,7 +267,7 @@ impl<B: Buf> Engine<B> {
         // What is dirty must be destaged before the log may be bypassed.
         let bypasses = matches!(spec.mode, CacheMode::PassThrough | CacheMode::WriteAround);
         let left = bypasses && !clean;
-        let there = found.is_some_and(|found| found.live > 0 || !self.warm.covers_all());
+        let there = found.is_some_and(|found| found.live > 0 || self.warm.began());
         let cold = spec.mode == CacheMode::PassThrough && there;
         let switching = (left || cold) && !self.plant.has(Bug::AttachDirty);
         Volume {

@@ -107,6 +107,11 @@ impl Reclaim {
 }
 
 impl<B: Buf> Engine<B> {
+    /// Whether a segment is being reclaimed: what it holds may be on its way to another place.
+    pub(super) fn reclaims(&self, seg: u32) -> bool {
+        !self.reclaim.is_idle() && self.reclaim.seg == seg
+    }
+
     /// Reclaim begins below this many free segments.
     pub(super) fn reclaim_from(&self) -> usize {
         (self.segs.len() / 64).clamp(5, 64).min(self.segs.len() / 2)

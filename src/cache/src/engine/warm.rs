@@ -6,7 +6,8 @@
 //!
 //! * A copy enters the index only where nothing of its block is there, for all that recovery or the
 //!   engine placed is newer, or the same; or where what is there will be freed before it. So the index
-//!   names the copy that is on the device longest: when that is freed none is left.
+//!   names the copy that is on the device longest: when that is freed none is left. A copy that is on
+//!   its way to the device, a fill or what reclaim moves, would be there longer: then it is left out.
 //! * It does not enter where a record that recovery found, or the engine since, made it dead
 //!   ([`Warm::killed`]).
 //! * As long as there are segments that the index does not cover, "not in the index" does not mean "not
@@ -38,6 +39,8 @@ pub(super) struct Warm {
     /// Segments whose footers are to be read, in the order of their seals.
     waiting: VecDeque<u32>,
     reads: u32,
+    /// Recovery left something.
+    began: bool,
     /// Nothing enters the index any more.
     ended: bool,
     /// Segments that the index does not cover: those that wait, and those that were given up.
@@ -53,7 +56,8 @@ impl Warm {
         if uncovered == 0 {
             killed.clear();
         }
-        Self { waiting: deferred.segments.into(), reads: 0, ended: false, uncovered, killed }
+        let (waiting, began) = (deferred.segments.into(), uncovered > 0);
+        Self { waiting, reads: 0, began, ended: false, uncovered, killed }
     }
 
     /// Whether nothing is under way or to come.
@@ -69,6 +73,11 @@ impl Warm {
     /// Whether the index covers all that is on the device: a block that it has not is not there.
     pub(super) const fn covers_all(&self) -> bool {
         self.uncovered == 0
+    }
+
+    /// Whether recovery left something: what it counted of a volume is not all that there is.
+    pub(super) const fn began(&self) -> bool {
+        self.began
     }
 
     /// Segments that are still to be read.
@@ -189,6 +198,9 @@ impl<B: Buf> Engine<B> {
         if !current || !record.kind.has_data() || last > self.map.geometry().data_slots() {
             return true;
         }
+        let blocks = u64::from(record.blocks);
+        let place = self.vols.place_of(record.volume, record.generation);
+        let filled = place.filter(|place| self.placed_fills(*place, record.block, blocks, false));
         let mask = timeless_mask(record.lsn.0);
         let first = self.map.slot(seg, record.slot);
         let mut whole = true;
@@ -205,7 +217,15 @@ impl<B: Buf> Engine<B> {
                     whole = false;
                     continue;
                 }
+                Some(old) if self.reclaims(self.map.segment_of(old.slot)) => {
+                    whole = false;
+                    continue;
+                }
                 Some(_) if self.plant.has(Bug::WarmKeepsFirst) => continue,
+                None if filled.is_some_and(|place| self.placed_fills(place, block, 1, false)) => {
+                    whole = false;
+                    continue;
+                }
                 Some(_) | None => {}
             }
             if self.index.insert(key, slot, Flags::NONE).is_err() {

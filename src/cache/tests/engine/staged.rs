@@ -363,3 +363,25 @@ fn batches_go_on_while_it_gets_warm() {
         w.check_all(0);
     }
 }
+
+#[test]
+fn a_volume_that_comes_when_all_is_back_and_bypasses_its_cache_is_forgotten() {
+    for seed in 0..6 {
+        let mut w = full(seed, CacheMode::WriteBack);
+        w.engine.stop();
+        w.wait_for(|event| *event == Event::Stopped);
+        let backing = core::mem::take(&mut w.backing);
+        w.restart();
+        until_warm(&mut w);
+        assert!(stats(&w).cached_blocks > 500, "all of it came back without the volume");
+        w.backing = backing;
+        w.modes[0] = CacheMode::PassThrough;
+        w.attach_all();
+        w.run_for(1_000_000_000);
+        for n in 0..8 {
+            w.write(0, late(n * 7), K);
+        }
+        w.set_mode(0, CacheMode::WriteBack);
+        w.check_all(0);
+    }
+}

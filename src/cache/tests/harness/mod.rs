@@ -664,6 +664,25 @@ impl World {
         w
     }
 
+    /// Adds a volume, serves it, and fills sealed segments with its clean blocks.
+    pub fn neighbour(&mut self, size: u64) {
+        let n = self.backing.len();
+        let info = info(&format!("backing{n}"), size, 512, self.setup.backing_volatile);
+        let mut disk = Disk::new(info, self.setup.backing_volatile, self.rng.next());
+        disk.latency = (100_000, 3_000_000);
+        self.backing.push(disk);
+        let mut flat = Model::new(size);
+        flat.acked_is_durable = !self.setup.volatile;
+        self.model.push(flat);
+        self.modes.push(CacheMode::WriteBack);
+        self.setup.volumes.push((size, 4096, CacheMode::WriteBack));
+        let spec = self.spec(n);
+        self.engine.add_volume(&spec).unwrap();
+        self.wait_for(|event| *event == Event::Attached { volume: spec.id });
+        self.check_all(n);
+        self.run_for(10_000_000);
+    }
+
     /// Starts an engine on what the devices hold.
     pub fn restart(&mut self) {
         let (header, recovered) = recover(&mut self.cache);

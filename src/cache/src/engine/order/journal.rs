@@ -27,6 +27,7 @@ use crate::format::order_journal::{
 };
 use crate::order_journal::{Found, OpenedJournal};
 use crate::plant::Bug;
+use crate::recovery::has_changes;
 use apply::Piece;
 use forebay_io::device::DeviceInfo;
 use forebay_io::{
@@ -275,7 +276,7 @@ impl<B: Buf> Engine<B> {
         let entry = self.supers.block.volumes.iter().find(|entry| entry.uuid == volume);
         entry.is_some_and(|entry| {
             let found = self.found.iter().find(|found| found.volume == entry.index);
-            found.map_or(entry.accounted.0, |found| found.last.0) > 0
+            has_changes(found.map_or(entry.accounted.0, |found| found.last.0))
         })
     }
 
