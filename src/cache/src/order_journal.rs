@@ -9,7 +9,7 @@ use crate::format::order_journal::{
 use crate::format::superblock::VolumeEntry;
 use crate::format::{BLOCK, BLOCK_U64};
 use forebay_io::device::DeviceInfo;
-use forebay_io::{Buf, BufPool, Completion, Lsn, Op, Uuid};
+use forebay_io::{Buf, BufPool, Completion, DeviceError, Lsn, Op, Uuid};
 
 /// Blocks of one read of data at most.
 const READ_MAX: u64 = 64;
@@ -166,8 +166,10 @@ impl JournalOpener {
     pub fn handle_completion<B: Buf>(&mut self, done: Completion<B>) {
         self.under_way = false;
         if let Err(error) = done.result {
-            // What a complete batch holds may be a matter of a single sector that cannot be read.
-            if matches!(self.step, Step::Table(_) | Step::Data(_)) {
+            // What a complete batch holds may be a matter of a single sector that cannot be read; a device
+            // that does not answer, or is gone, says nothing of it.
+            let unreadable = matches!(error, DeviceError::Io(_) | DeviceError::Media);
+            if unreadable && matches!(self.step, Step::Table(_) | Step::Data(_)) {
                 self.finish(Found::Damaged);
             } else {
                 self.result = Some(Err(JournalError::Device(error)));

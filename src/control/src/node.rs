@@ -186,6 +186,9 @@ pub enum JournalHolds {
     Damaged,
     /// A batch from before the volume was served without this journal: it is dropped.
     Outdated,
+    /// The volume was served with another journal than the one that it has now, or has none now: what
+    /// that one holds is not known.
+    Elsewhere,
 }
 
 /// A fault for a `fault:` device.

@@ -38,7 +38,7 @@ pub(crate) fn check_all(config: &ServeConfig, store: &FileStore) -> Result<()> {
 }
 
 /// The path of a file or block device, out of what wraps it.
-fn path_of(uri: &str) -> Option<String> {
+pub(super) fn path_of(uri: &str) -> Option<String> {
     let mut uri: DeviceUri = uri.parse().ok()?;
     loop {
         uri = match uri {

@@ -7,6 +7,7 @@ use super::node::Node;
 use super::registry::{Registry, Served};
 use super::shard::SharedPool;
 use super::start::random_uuid;
+use forebay_cache::format::device::PROBE_BYTES;
 use forebay_cache::format::order_journal::{Entry, JournalError};
 use forebay_cache::format::plan::Step;
 use forebay_cache::order_journal::{Expect, Found, JournalOpener, OpenedJournal};
@@ -18,6 +19,7 @@ use forebay_driver::{AnyDevice, DriverContext};
 use forebay_io::{Device, DeviceInfo, Uuid};
 use forebay_reactor::{LoopTime, MonotonicClock, Pool, PoolConfig, RegionTable, WaitSet};
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -112,6 +114,25 @@ fn expected(key: &VolumeKey, identity: &str) -> Expect {
     }
 }
 
+/// Checks that the journal that a volume has been served with is there, where it is a file: opened with a
+/// size it would be made anew, blank.
+///
+/// # Errors
+/// It is not there.
+fn present(config: &VolumeConfig, key: &VolumeKey) -> Result<()> {
+    let (Some(uri), Some(recorded)) = (&config.ordered_journal, &key.ordered_journal) else {
+        return Ok(());
+    };
+    if super::backing::path_of(uri).is_none_or(|path| Path::new(&path).exists()) {
+        return Ok(());
+    }
+    let message = format!("the ordered journal of volume {} is not there", config.name);
+    let error = ControlError::failed(message).field("ordered_journal").value(uri);
+    Err(error.remedy(format!(
+        "attach it: it is \"{recorded}\", and may hold a batch that the backing device has in part; nothing was changed"
+    )))
+}
+
 /// Checks that a device can be a volume's journal; nothing on it changes. A volume that has no key yet
 /// can have none of an earlier time.
 ///
@@ -124,6 +145,7 @@ pub(crate) fn check(
 ) -> Result<()> {
     let Some(uri) = &config.ordered_journal else { return Ok(()) };
     let uuid = key.map_or_else(random_uuid, |key| Ok(key.uuid))?;
+    key.map_or(Ok(()), |key| present(config, key))?;
     Opening::new(uri)?
         .read(uuid, backing, Expect::Look)
         .map(|_| ())
@@ -135,7 +157,10 @@ pub(crate) fn check(
 /// # Errors
 /// Devices that cannot be opened, or are not the volume's.
 pub(crate) fn look(config: &VolumeConfig, key: &VolumeKey) -> Result<Option<JournalHolds>> {
-    let Some(uri) = &config.ordered_journal else { return Ok(None) };
+    let Some(uri) = &config.ordered_journal else {
+        return Ok(key.ordered_journal.as_ref().map(|_| JournalHolds::Elsewhere));
+    };
+    present(config, key)?;
     let backing = forebay_driver::open(&config.backing, &context()?)
         .map_err(|error| super::backing::unopened(&config.backing, &error))?;
     super::backing::check(key, config, backing.info())?;
@@ -144,6 +169,9 @@ pub(crate) fn look(config: &VolumeConfig, key: &VolumeKey) -> Result<Option<Jour
     let found = opening.read(key.uuid, backing.info(), Expect::Look);
     let opened = found.map_err(|error| refused(uri, &error))?;
     Ok(Some(match opened.found {
+        Found::Nothing if expect == Expect::Outdated && key.ordered_journal.is_some() => {
+            JournalHolds::Elsewhere
+        }
         Found::Nothing => JournalHolds::Nothing,
         _ if expect == Expect::Outdated => JournalHolds::Outdated,
         Found::Damaged => JournalHolds::Damaged,
@@ -204,7 +232,11 @@ pub(crate) fn clear(uri: &str, volume: Uuid, backing: &DeviceInfo) -> Result<()>
     if opened.found != Found::Nothing {
         return Err(ControlError::failed("it holds a batch that was never applied"));
     }
-    let steps = [Step::Write { offset: 0, bytes: vec![0; 2 * 4096] }, Step::Flush];
+    // All that a blank device is known by, the headers first: without them there is no journal.
+    let zeroes = |offset: u64| Step::Write { offset, bytes: vec![0; 2 * 4096] };
+    let mut steps = vec![zeroes(0), Step::Flush];
+    steps.extend((2 * 4096..PROBE_BYTES as u64).step_by(2 * 4096).map(zeroes));
+    steps.push(Step::Flush);
     drive::carry_out(&mut opening.device, &mut opening.pool, &steps)
         .map_err(|error| refused(uri, &JournalError::Device(error)))
 }

@@ -455,6 +455,10 @@ fn lost_note(key: &VolumeKey, holds: Option<JournalHolds>) -> String {
             "the ordered journal holds a batch from before the volume was served without it: it is dropped, \
              and whether the backing device is a prefix is not known"
         }
+        Some(JournalHolds::Elsewhere) => {
+            "the volume was served with another ordered journal than it has now: what that one holds is not known, \
+             the backing device may have a part of it, and is no known prefix; going on, it is never applied"
+        }
     };
     format!("{ordered}; {lost}")
 }
