@@ -336,10 +336,11 @@ impl<B: Buf> Engine<B> {
         if vol.detaching {
             return Err(ControlError::Busy("the volume is being detached"));
         }
-        if let Switch::Forgetting(_) = vol.switch {
-            return Err(ControlError::Busy("the volume is just entering pass-through; try again"));
-        }
         vol.target = mode;
+        if let Switch::Forgetting(_) = vol.switch {
+            // Clean and forgotten, it can enter any mode, as soon as that is durable.
+            return Ok(());
+        }
         if mode == vol.mode {
             vol.switch = Switch::None;
             if vol.order.is_none() {
@@ -487,6 +488,9 @@ impl<B: Buf> Engine<B> {
         }
         (vol.switch, vol.mode, vol.target) = (Switch::None, target, target);
         vol.caching = target != CacheMode::PassThrough;
+        if vol.order.is_none() {
+            vol.order = Order::of(target);
+        }
         self.supers.change();
         self.event(Event::ModeChanged { volume: id, mode: target });
     }

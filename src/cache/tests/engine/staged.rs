@@ -385,3 +385,31 @@ fn a_volume_that_comes_when_all_is_back_and_bypasses_its_cache_is_forgotten() {
         w.check_all(0);
     }
 }
+
+#[test]
+fn a_switch_goes_on_at_once_after_a_start_in_pass_through() {
+    for (seed, mode) in (0..).zip([
+        CacheMode::WriteThrough,
+        CacheMode::WriteBack,
+        CacheMode::WriteAround,
+        CacheMode::WriteBackOrdered,
+    ]) {
+        let mut w = full(seed, CacheMode::WriteBack);
+        w.engine.stop();
+        w.wait_for(|event| *event == Event::Stopped);
+        w.modes[0] = CacheMode::PassThrough;
+        w.restart();
+        let mut steps = 0;
+        while w.engine.volume_stats(World::id(0)).unwrap().mode != CacheMode::WriteAround {
+            w.step();
+            steps += 1;
+            assert!(steps < 10_000, "it does not get to the last step before pass-through");
+        }
+        w.write(0, 0, K);
+        w.set_mode(0, mode);
+        w.write(0, K, K);
+        w.check_all(0);
+        let order = w.engine.volume_stats(World::id(0)).unwrap().order.is_some();
+        assert_eq!(order, mode == CacheMode::WriteBackOrdered);
+    }
+}
