@@ -105,3 +105,8 @@ fn a_slot_that_is_used_again_is_not_taken_for_what_it_held() {
 fn a_run_of_destage_ends_where_buffers_do() {
     seeds(&[1631]);
 }
+
+#[test]
+fn nothing_is_placed_in_the_log_of_a_cache_device_that_failed() {
+    seeds(&[5126]);
+}

@@ -67,6 +67,10 @@ impl<B: Buf> Engine<B> {
         kind: LogStream,
         reserve: usize,
     ) -> Option<()> {
+        // What was under way when the device failed, a read of reclaim, may still bring a block.
+        if self.cache_failed.is_some() {
+            return None;
+        }
         let index = usize::from(kind.code());
         if let Some(seg) = self.streams[index].seg {
             let s = self.segs.get(seg)?;

@@ -482,6 +482,38 @@ fn the_cache_device_fails_clean_reads_and_writes_go_on_dirty_ranges_are_listed()
 }
 
 #[test]
+fn nothing_more_goes_to_a_cache_device_that_refuses_writes() {
+    for seed in crate::harness::seeds(120) {
+        let setup = Setup {
+            volumes: vec![(1 << 20, 4096, CacheMode::WriteBack)],
+            cache_bytes: 5 << 20,
+            limits: Limits { dirty_age: Duration::from_millis(3), ..Limits::default() },
+            ..Setup::default()
+        };
+        let mut w = World::new(seed, setup);
+        // Until reclaim has reads under way, whose blocks come when the device has failed.
+        let busy = |w: &World| w.engine.stats(Instant(w.now)).counts.log_bytes[2];
+        let moved = busy(&w);
+        while busy(&w) < moved + (1 + seed % 16) * 4 * K {
+            match w.asked.len() {
+                0..16 => w.random_op(0),
+                _ => w.step(),
+            }
+        }
+        w.cache.faults.write = Some(DeviceError::Gone);
+        w.quiesce();
+        while !w.events.iter().any(|e| matches!(e, Event::CacheFailed { .. })) {
+            w.random_op(0);
+            w.step();
+        }
+        w.run_for(20_000_000);
+        let refused = w.engine.stats(Instant(w.now)).counts.cache_errors;
+        w.run_for(50_000_000);
+        assert_eq!(w.engine.stats(Instant(w.now)).counts.cache_errors, refused, "seed {seed}");
+    }
+}
+
+#[test]
 fn a_volatile_cache_device_fails_at_a_flush_and_everything_that_waits_for_it_ends() {
     for error in [DeviceError::Gone, DeviceError::Io(5)] {
         let volumes = vec![(2 << 20, 4096, CacheMode::WriteBack)];
