@@ -341,6 +341,10 @@ impl<B: Buf> Engine<B> {
             // Clean and forgotten, it can enter any mode, as soon as that is durable.
             return Ok(());
         }
+        if mode == vol.mode && vol.switch == Switch::Settling {
+            // It is the mode in which a switch settles, with dirty blocks: reached at its end.
+            return Ok(());
+        }
         if mode == vol.mode {
             vol.switch = Switch::None;
             if vol.order.is_none() {
@@ -449,12 +453,6 @@ impl<B: Buf> Engine<B> {
         let dirty = vol.dirty - lost.min(vol.dirty) + vol.ranges.len() as u64;
         let next = match vol.switch {
             Switch::None => return,
-            Switch::Draining if target == CacheMode::WriteThrough => {
-                if !vol.settled() && dirty > SETTLE_FROM {
-                    return;
-                }
-                None
-            }
             Switch::Draining if dirty <= SETTLE_FROM => {
                 // From now on writes bypass the log, and hold where a block is still dirty.
                 Some((Switch::Settling, CacheMode::WriteAround))

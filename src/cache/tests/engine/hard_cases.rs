@@ -158,6 +158,41 @@ fn read_during_a_mode_switch() {
 }
 
 #[test]
+fn a_switch_away_from_write_back_is_reached_when_the_backing_device_has_everything() {
+    use CacheMode::{WriteAround, WriteThrough};
+    let changed = |w: &World, mode| {
+        w.events.contains(&Event::ModeChanged { volume: World::id(0), mode })
+    };
+    for seed in 0..24 {
+        let modes = if seed % 2 == 0 { [WriteThrough; 2] } else { [WriteThrough, WriteAround] };
+        let mut w = lazy(seed, CacheMode::WriteBack);
+        w.write(0, 0, 200 * K);
+        // Half of the seeds go on writing the blocks that are dirty.
+        let hot = seed % 4 >= 2;
+        w.engine.set_mode(World::id(0), modes[0]).unwrap();
+        let began = w.now;
+        let mut asked = modes[0] == modes[1];
+        while !changed(&w, modes[1]) {
+            while hot && w.asked.len() < 8 {
+                let block = w.rng.below(200);
+                w.ask(0, RequestOp::Write, block * K, K);
+            }
+            w.step();
+            if !asked && w.engine.volume_stats(World::id(0)).unwrap().mode == WriteAround {
+                // Another mode is asked for where the first switch settles.
+                w.engine.set_mode(World::id(0), modes[1]).unwrap();
+                asked = true;
+            }
+            assert!(w.now - began < 10_000_000_000, "seed {seed}: the switch ends");
+        }
+        assert!(asked, "seed {seed}");
+        w.quiesce();
+        w.check_backing(0);
+        w.check_all(0);
+    }
+}
+
+#[test]
 fn pass_through_leaves_the_backing_device_identical_and_nothing_stale_comes_back() {
     for seed in 0..20 {
         let mut w = world(seed, CacheMode::WriteBack);
