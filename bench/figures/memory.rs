@@ -78,6 +78,7 @@ fn fill(args: &Args, program: &Path, gib: u64) -> Result<Full> {
         poll: "busy",
         port: args.port,
         memory_tier: 0,
+        ordered_journal: None,
     };
     let node = layout.start(program)?;
     let empty = node.memory()?;

@@ -50,19 +50,24 @@ pub(crate) struct Layout<'a> {
     pub(crate) port: u16,
     /// Bytes of the memory tier.
     pub(crate) memory_tier: u64,
+    /// URI of the volume's ordered journal.
+    pub(crate) ordered_journal: Option<String>,
 }
 
 impl Layout<'_> {
     /// The configuration, with the fewest buffers that a node may have.
     pub(crate) fn toml(&self) -> String {
-        let Self { dir, cache, backing, mode, core, poll, port, memory_tier } = self;
+        let Self { dir, cache, backing, mode, core, poll, port, memory_tier, ordered_journal } =
+            self;
         let dir = dir.display();
+        let journal = ordered_journal.as_ref().map(|uri| format!("ordered_journal = \"{uri}\"\n"));
+        let journal = journal.unwrap_or_default();
         format!(
             "[node]\nname = \"bench\"\ncores = [{core}]\npoll = \"{poll}\"\nmemory = \"64M\"\nstate_dir = \"{dir}/state\"\n\
              [[listen]]\ntransport = \"tcp\"\naddress = \"127.0.0.1\"\nport = {port}\n\
              [[cache]]\ndevice = \"{cache}\"\n\
              [[volume]]\nname = \"{VOLUME}\"\nbacking = \"{backing}\"\nmode = \"{mode}\"\n\
-             block_size = 4096\nmemory_tier = \"{memory_tier}\"\n\
+             block_size = 4096\nmemory_tier = \"{memory_tier}\"\n{journal}\
              [security]\nhosts = [\"{HOST_NQN}\"]\n[control]\nsocket = \"{dir}/forebay.sock\"\n"
         )
     }

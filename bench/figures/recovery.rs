@@ -86,6 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         poll: "busy",
         port: args.port,
         memory_tier: 0,
+        ordered_journal: None,
     };
     // The node itself makes the volume's entry.
     let info = Host::connect(&layout.cache)?.info().clone();

@@ -46,6 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         poll: "busy",
         port: args.port,
         memory_tier: 0,
+        ordered_journal: None,
     };
     let node = layout.start(&program)?;
     let ops = (args.cache << 20) * TURNOVERS / 4096;

@@ -160,9 +160,8 @@ fn read_during_a_mode_switch() {
 #[test]
 fn a_switch_away_from_write_back_is_reached_when_the_backing_device_has_everything() {
     use CacheMode::{WriteAround, WriteThrough};
-    let changed = |w: &World, mode| {
-        w.events.contains(&Event::ModeChanged { volume: World::id(0), mode })
-    };
+    let changed =
+        |w: &World, mode| w.events.contains(&Event::ModeChanged { volume: World::id(0), mode });
     for seed in 0..24 {
         let modes = if seed % 2 == 0 { [WriteThrough; 2] } else { [WriteThrough, WriteAround] };
         let mut w = lazy(seed, CacheMode::WriteBack);
