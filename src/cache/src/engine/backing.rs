@@ -183,7 +183,13 @@ impl<B: Buf> Engine<B> {
         let fua = fua && req.bypass && !self.plant.has(Bug::NoBackingFua);
         let Some(req) = self.reqs.get_mut(h) else { return };
         req.lasting = fua;
-        let req = &*req;
+        if req.bypass
+            && !core::mem::replace(&mut req.bypassing, true)
+            && let Some(vol) = self.vols.get_mut(place)
+        {
+            vol.bypassing += 1;
+        }
+        let Some(req) = self.reqs.get(h) else { return };
         let Some(vol) = self.vols.get(place) else { return };
         if let Some(data) = &req.data {
             let mut op = Op::write(0, offset, len, data.clone());
@@ -350,6 +356,22 @@ impl<B: Buf> Engine<B> {
             vol.doubts = vol.doubts.saturating_add_signed(change);
             vol.unflushed = true;
         }
+    }
+
+    /// Until when a write that timed out may still change some of these blocks on the backing device.
+    pub(super) fn doubt_until(
+        &self,
+        place: u16,
+        first: u64,
+        blocks: u64,
+    ) -> Option<forebay_io::Instant> {
+        let overlaps = |id: &ClaimId| {
+            self.backing.get(*id).is_some_and(|(claim, _)| {
+                let ends = claim.first.saturating_add(claim.blocks);
+                claim.volume == place && claim.first < first.saturating_add(blocks) && first < ends
+            })
+        };
+        self.doubtful.iter().filter(|(_, id)| overlaps(id)).map(|(at, _)| *at).max()
     }
 
     /// Ends the claims of writes that timed out so long ago that the device has given them up.

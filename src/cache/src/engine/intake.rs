@@ -182,7 +182,7 @@ impl<B: Buf> Engine<B> {
         let (place, tag, parent) = (req.volume, req.tag, req.parent);
         let (claim, backing, counted) = (req.claim.take(), req.backing.take(), req.counted);
         let doubt = req.doubt;
-        let direct = req.direct;
+        let (direct, bypassing) = (req.direct, req.bypassing);
         (req.data, req.second) = (None, None);
         let mut blocks = BlockCounts::default();
         if outcome == Outcome::Done
@@ -223,6 +223,7 @@ impl<B: Buf> Engine<B> {
             vol.requests -= 1;
             vol.journaling -= u64::from(counted);
             vol.direct -= u64::from(direct);
+            vol.bypassing -= u64::from(bypassing);
             vol.blocks.add(&blocks);
         }
         self.stats.blocks.add(&blocks);

@@ -309,6 +309,7 @@ impl<B: Buf> Engine<B> {
             doubts: 0,
             flushing: 0,
             direct: 0,
+            bypassing: 0,
             order: if switching { None } else { Order::of(spec.mode) },
             order_journal: None,
             known: false,

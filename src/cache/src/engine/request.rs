@@ -95,6 +95,8 @@ pub(super) struct Req<B> {
     pub(super) through: bool,
     /// Counted in its volume's `direct`.
     pub(super) direct: bool,
+    /// Counted in its volume's `bypassing`.
+    pub(super) bypassing: bool,
     /// `data` covers whole cache blocks: its edges were read and merged.
     pub(super) merged: bool,
     /// Belongs to a long sequential stream.
@@ -151,6 +153,7 @@ impl<B> Default for Req<B> {
             lasting: false,
             zeroed: 0,
             doubt: false,
+            bypassing: false,
             parent: None,
             ticket: 0,
             arrived: Instant(0),

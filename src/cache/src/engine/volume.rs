@@ -108,6 +108,9 @@ pub(super) struct Volume {
     pub(super) flushing: u64,
     /// Writes that reach the backing device without destage and have not ended.
     pub(super) direct: u64,
+    /// Requests whose write past the log has been issued and is not over: hosts may see it already, or
+    /// once the device carries out what timed out, and no flush that began before covers it.
+    pub(super) bypassing: u64,
     /// In write-back-ordered: its batches.
     pub(super) order: Option<Box<Order>>,
     /// The journal that its batches go through, if it has one.

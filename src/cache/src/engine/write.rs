@@ -209,10 +209,20 @@ impl<B: Buf> Engine<B> {
 
     /// Reads the blocks that a write covers in part, or a compare needs whole.
     fn prepare<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
+        let Some(req) = self.reqs.get(h) else { return };
+        let (first, blocks) = req.blocks();
+        let doubt = self.doubt_until(req.volume, first, blocks);
         let Some(req) = self.reqs.get_mut(h) else { return };
+        if let Some(until) = doubt
+            && !self.plant.has(Bug::EdgesInDoubt)
+        {
+            // What is read now may be older than what hosts read before this write is done.
+            req.release = until;
+            self.stall(h, cx.now);
+            return;
+        }
         req.stage = Stage::Prepare;
         req.parts.clear();
-        let (first, blocks) = req.blocks();
         let (offset, len, op) = (req.offset, req.len, req.op);
         let last = first + blocks - 1;
         if op == RequestOp::CompareAndWrite {

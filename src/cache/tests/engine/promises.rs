@@ -1,7 +1,7 @@
 //! Promises of docs/CONSISTENCY.md that no other test shows by itself.
 
 use crate::harness::{Setup, World};
-use forebay_cache::engine::{CacheMode, CopyAt, Event, Limits};
+use forebay_cache::engine::{CacheMode, CopyAt, Event, Limits, OnFailure};
 use forebay_io::{BlockError, DeviceError, Duration, Outcome, RequestOp};
 
 const K: u64 = 4096;
@@ -123,6 +123,52 @@ fn what_a_write_that_timed_out_may_still_change_is_not_kept() {
         assert_eq!(read_on(&mut w), CopyAt::Backing, "seed {seed}: it may still be carried out");
         w.run_for(2_000_000_000);
         assert_eq!(read_on(&mut w), CopyAt::Clean, "seed {seed}: the device has given it up");
+    }
+}
+
+#[test]
+fn a_flush_covers_what_hosts_have_seen_of_a_write_that_is_not_over() {
+    let volumes = vec![(SIZE, 4096, CacheMode::PassThrough)];
+    let (on_failure, backing_volatile) = (OnFailure::Wait, true);
+    let mut w = World::new(3, Setup { volumes, on_failure, backing_volatile, ..Setup::default() });
+    w.backing[0].faults.write = Some(DeviceError::Timeout);
+    let late = w.next_write;
+    let write = w.ask(0, RequestOp::Write, 0, K);
+    w.wait_for(|e| matches!(e, Event::BackingFailing { .. }));
+    let flush = w.ask(0, RequestOp::Flush, 0, 0);
+    assert_eq!(w.wait_done(flush), Outcome::Done);
+    // The device carries it out, a host reads it, and asks that it stays.
+    w.backing[0].put(0, &crate::harness::model::content(late, 0, K));
+    w.read(0, 0, K);
+    let flushes = w.backing[0].flushes;
+    let flush = w.ask(0, RequestOp::Flush, 0, 0);
+    assert_eq!(w.wait_done(flush), Outcome::Done);
+    assert!(w.asked.contains_key(&write), "the write is still tried");
+    assert_eq!(w.backing[0].flushes, flushes + 1);
+}
+
+#[test]
+fn a_write_of_a_part_of_a_block_waits_for_what_may_still_change_the_rest() {
+    for seed in 0..10 {
+        let limits = Limits { op_timeout: Duration::from_secs(1), ..Limits::default() };
+        let volumes = vec![(SIZE, 512, CacheMode::WriteAround)];
+        let mut w = World::new(seed, Setup { volumes, limits, ..Setup::default() });
+        w.backing[0].faults.write = Some(DeviceError::Timeout);
+        let late = w.next_write;
+        let tag = w.ask(0, RequestOp::Write, 0, K);
+        assert_eq!(w.wait_done(tag), Outcome::Failed(BlockError::NotReady));
+        w.backing[0].faults.write = None;
+        w.set_mode(0, [CacheMode::WriteBack, CacheMode::WriteThrough][(seed % 2) as usize]);
+        let part = w.ask(0, RequestOp::Write, 512, 512);
+        w.run_for(100_000_000);
+        assert!(w.asked.contains_key(&part), "seed {seed}: the rest of the block is in doubt");
+        // The device carries the first write out, and a host sees it.
+        w.backing[0].put(0, &crate::harness::model::content(late, 0, K));
+        w.read(0, 0, K);
+        assert_eq!(w.wait_done(part), Outcome::Done);
+        w.read(0, 0, K);
+        w.drain(0);
+        w.check_backing(0);
     }
 }
 

@@ -86,7 +86,8 @@ pub(crate) fn add_to_engine(
     config: &VolumeConfig,
     (backing, journal): (DeviceInfo, Option<OpenedJournal>),
 ) -> Result<()> {
-    let patience = journal.as_ref().map_or(PATIENCE, super::journal::patience);
+    let patience =
+        journal.as_ref().map_or(PATIENCE, |journal| super::journal::patience(&journal.found));
     let spec = VolumeSpec {
         id: identity.id,
         uuid: identity.uuid,

@@ -48,14 +48,16 @@ pub(crate) fn refused(uri: &str, error: &JournalError) -> ControlError {
     )
 }
 
-/// How long a volume may take to attach with this journal: its batch may have to be applied.
-pub(crate) fn patience(opened: &OpenedJournal) -> Duration {
-    match &opened.found {
-        Found::Batch(entries) => {
-            PATIENCE + Duration::from_secs(entries.len() as u64 * 4096 / APPLY_RATE)
-        }
-        _ => PATIENCE,
-    }
+/// How long a volume may take to attach with what this journal holds: it may have to be applied, zeroes
+/// block by block where the backing device has no Write Zeroes.
+pub(crate) fn patience(found: &Found) -> Duration {
+    let Found::Batch(entries) = found else { return PATIENCE };
+    let blocks = entries.iter().map(|entry| match entry {
+        Entry::Data { .. } => 1,
+        Entry::Zeroes { blocks, .. } => u64::from(*blocks),
+    });
+    let bytes = blocks.sum::<u64>().saturating_mul(4096);
+    PATIENCE + Duration::from_secs(bytes / APPLY_RATE)
 }
 
 /// A journal on the caller's thread.
@@ -280,5 +282,19 @@ impl Node {
             registry.change(&config.name, |key| key.ordered_journal = None)?;
         }
         given
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replay_has_time_for_all_blocks_of_its_zeroes() {
+        let zeroes = Entry::Zeroes { block: 0, blocks: 1 << 20 };
+        let data = Entry::Data { block: 9, crc: 0 };
+        assert_eq!(patience(&Found::Nothing), PATIENCE);
+        assert_eq!(patience(&Found::Batch(vec![data; 1024])), PATIENCE + Duration::from_secs(1));
+        assert_eq!(patience(&Found::Batch(vec![zeroes])), PATIENCE + Duration::from_secs(1024));
     }
 }
