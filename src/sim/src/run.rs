@@ -67,7 +67,7 @@ pub fn run(seed: u64, options: &Options) -> Report {
             seed,
             violation: world.violation.take().or(panicked),
             hash: world.hash,
-            counts: world.counts,
+            counts: world.counted(),
             injected: world.injected(),
             steps: total,
             lines: world.lines.take().unwrap_or_default(),
@@ -86,7 +86,9 @@ pub fn run(seed: u64, options: &Options) -> Report {
 
 fn play<'a>(world: &mut World, weather: Weather, steps: impl Iterator<Item = &'a Step>) {
     if matches!(weather, Weather::Liar) {
-        world.oracles.iter_mut().for_each(crate::oracle::Oracle::relax);
+        for (n, oracle) in world.oracles.iter_mut().enumerate() {
+            oracle.relax(world.config.volume_key(n));
+        }
     }
     for step in steps {
         if world.violation.is_some() || world.over {

@@ -55,6 +55,8 @@ pub struct SeedCounts {
     pub requests: u64,
     /// Reads judged.
     pub reads: u64,
+    /// Wrong blocks that 16 bits of a CRC do not tell from the right ones.
+    pub chances: u64,
     /// Seeds run twice, with equal sums.
     pub equal: u64,
     /// Seeds in which something is wrong, unequal sums included.
@@ -69,6 +71,7 @@ impl SeedCounts {
         self.crashes += other.crashes;
         self.requests += other.requests;
         self.reads += other.reads;
+        self.chances += other.chances;
         self.equal += other.equal;
         self.violations += other.violations;
     }
@@ -90,6 +93,7 @@ pub fn seeds(seeds: &Seeds) -> SeedCounts {
         counts.faults += injected.errors + injected.lies + injected.crashed + report.counts.crashes;
         counts.requests += report.counts.done + report.counts.failed;
         counts.reads += report.counts.reads;
+        counts.chances += report.counts.chances;
         counts.equal += u64::from(again == Some(true));
         if let Some(what) = &report.violation {
             counts.violations += 1;

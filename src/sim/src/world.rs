@@ -60,6 +60,9 @@ pub struct Counts {
     pub places: u64,
     /// Crashes.
     pub crashes: u64,
+    /// Wrong blocks of a lying cache device that agree with the right ones in the 16 bits of a CRC that a hit is
+    /// checked against.
+    pub chances: u64,
 }
 
 /// See the module's description.
@@ -375,6 +378,12 @@ impl World {
     #[must_use]
     pub const fn most_live(&self) -> u64 {
         self.most_live
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub fn counted(&self) -> Counts {
+        Counts { chances: self.oracles.iter().map(Oracle::chances).sum(), ..self.counts }
     }
 
     /// Faults injected so far.

@@ -110,3 +110,13 @@ fn a_run_of_destage_ends_where_buffers_do() {
 fn nothing_is_placed_in_the_log_of_a_cache_device_that_failed() {
     seeds(&[5126]);
 }
+
+#[test]
+fn the_rest_of_a_block_that_a_late_write_may_change_is_not_read_too_early() {
+    seeds(&[15_660]);
+}
+
+#[test]
+fn a_flush_covers_a_write_around_the_cache_that_is_still_tried() {
+    seeds(&[16_985]);
+}
