@@ -167,6 +167,9 @@ impl<B: Buf> Engine<B> {
 
     /// The claim is held.
     pub(super) fn backing_issue<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) {
+        if self.bypass_begins(cx, h) {
+            return;
+        }
         let Some(req) = self.reqs.get(h) else { return };
         let place = req.volume;
         let Some(vol) = self.vols.get(place) else { return };
@@ -183,13 +186,7 @@ impl<B: Buf> Engine<B> {
         let fua = fua && req.bypass && !self.plant.has(Bug::NoBackingFua);
         let Some(req) = self.reqs.get_mut(h) else { return };
         req.lasting = fua;
-        if req.bypass
-            && !core::mem::replace(&mut req.bypassing, true)
-            && let Some(vol) = self.vols.get_mut(place)
-        {
-            vol.bypassing += 1;
-        }
-        let Some(req) = self.reqs.get(h) else { return };
+        let req = &*req;
         let Some(vol) = self.vols.get(place) else { return };
         if let Some(data) = &req.data {
             let mut op = Op::write(0, offset, len, data.clone());
@@ -219,6 +216,42 @@ impl<B: Buf> Engine<B> {
             op.fua = fua;
             self.backing_op(cx.now, place, What::HostRange { req: h }, op);
         }
+    }
+
+    /// A write past the cache is about to be issued. As long as it is not over reads of its blocks may
+    /// find either version on the backing device: a copy of the older one must be nowhere, or a read
+    /// that finds it goes back behind one that found the newer. `true` where such a copy came while the
+    /// write waited for others, and is made invalid first.
+    fn bypass_begins<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) -> bool {
+        let Some(req) = self.reqs.get_mut(h).filter(|req| req.bypass && !req.bypassing) else {
+            return false;
+        };
+        let (place, (first, blocks)) = (req.volume, req.blocks());
+        let Some(vol) = self.vols.get(place) else { return false };
+        let index = vol.index;
+        if vol.caching && self.cache_failed.is_none() && !self.plant.has(Bug::NoInvalidation) {
+            let mut keys = (first..first + blocks).filter_map(|block| self.vols.key(place, block));
+            if keys.any(|key| self.index.get(key).is_some()) {
+                req.invalidated = false;
+                self.bypass_go(cx, h);
+                return true;
+            }
+            self.kill_fills(place, first, blocks, true);
+            self.tier.invalidate_range(index, first, blocks);
+        }
+        if let Some(req) = self.reqs.get_mut(h) {
+            req.bypassing = true;
+        }
+        if let Some(vol) = self.vols.get_mut(place) {
+            vol.bypassing += 1;
+        }
+        false
+    }
+
+    /// Whether a write of these blocks past the cache may be on the backing device and is not over.
+    pub(super) fn bypassed_now(&mut self, place: u16, first: u64, blocks: u64) -> bool {
+        let claim = Claim { volume: place, first, blocks, mode: Mode::Shared, token: 0 };
+        self.vols.get(place).is_some_and(|vol| vol.bypassing > 0) && !self.backing.is_free(&claim)
     }
 
     /// A host's write of the backing device ended.

@@ -79,6 +79,10 @@ impl<B: Buf> Engine<B> {
             return None;
         }
         let lsn = Lsn(vol.committed);
+        if self.bypassed_now(place, block, u64::from(blocks)) {
+            return None;
+        }
+        let vol = self.vols.get(place)?;
         let room =
             if self.segs.free_count() > self.reclaim_from() { Room::Free } else { Room::Full };
         let mut mask = 0;
@@ -126,7 +130,7 @@ impl<B: Buf> Engine<B> {
         let vol = self.vols.get(place)?;
         let lsn = Lsn(vol.committed);
         let dropped = self.vols.key(place, block).is_some_and(|key| self.dropped(key));
-        if !dropped || !self.takes_fills(vol) {
+        if !dropped || !self.takes_fills(vol) || self.bypassed_now(place, block, 1) {
             return None;
         }
         self.fills.next += 1;

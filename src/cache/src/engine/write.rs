@@ -213,9 +213,7 @@ impl<B: Buf> Engine<B> {
         let (first, blocks) = req.blocks();
         let doubt = self.doubt_until(req.volume, first, blocks);
         let Some(req) = self.reqs.get_mut(h) else { return };
-        if let Some(until) = doubt
-            && !self.plant.has(Bug::EdgesInDoubt)
-        {
+        if let Some(until) = doubt {
             // What is read now may be older than what hosts read before this write is done.
             req.release = until;
             self.stall(h, cx.now);

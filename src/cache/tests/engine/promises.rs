@@ -148,6 +148,34 @@ fn a_flush_covers_what_hosts_have_seen_of_a_write_that_is_not_over() {
 }
 
 #[test]
+fn while_a_write_around_the_cache_is_not_over_reads_come_from_the_backing_device() {
+    for seed in 0..10 {
+        let volumes = vec![(SIZE, 4096, CacheMode::WriteAround)];
+        let on_failure = OnFailure::Wait;
+        let mut w = World::new(seed, Setup { volumes, on_failure, ..Setup::default() });
+        if seed % 2 == 0 {
+            // What was cached before is made invalid first.
+            (0..3).for_each(|_| drop(w.read(0, 0, 2 * K)));
+            w.run_for(20_000_000);
+        }
+        w.backing[0].faults.write = Some(DeviceError::Timeout);
+        let late = w.next_write;
+        w.ask(0, RequestOp::Write, 0, 2 * K);
+        w.wait_for(|e| matches!(e, Event::BackingFailing { .. }));
+        for _ in 0..3 {
+            w.read(0, 0, K);
+            w.run_for(5_000_000);
+        }
+        let new = crate::harness::model::content(late, 0, 2 * K);
+        w.backing[0].put(0, &new);
+        assert!(w.read(0, 0, K) == new[..4096], "seed {seed}: an older copy");
+        w.backing[0].faults.write = None;
+        w.quiesce();
+        w.check_all(0);
+    }
+}
+
+#[test]
 fn a_write_of_a_part_of_a_block_waits_for_what_may_still_change_the_rest() {
     for seed in 0..10 {
         let limits = Limits { op_timeout: Duration::from_secs(1), ..Limits::default() };
