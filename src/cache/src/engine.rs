@@ -13,6 +13,7 @@
 //! | `mode`, `detach`, `super_io` | live switches, drain, attach, detach, stop; the superblock |
 //! | `order` | batches of `write-back-ordered`, and their journal |
 //! | `warm` | what recovery left for later |
+//! | `share`, `pins` | what volumes keep of the cache and may have of it; pinned blocks |
 //! | `throttle`, `flush`, `failure`, `stats`, `scrub`, `locate` | as named |
 
 mod backing;
@@ -28,6 +29,7 @@ mod log;
 mod mode;
 mod ops;
 mod order;
+mod pins;
 mod range_ops;
 mod read;
 mod rebuild;
@@ -36,6 +38,7 @@ mod request;
 mod scrub;
 mod seal;
 mod segments;
+mod share;
 mod slab;
 mod stats;
 mod stream;
@@ -49,7 +52,9 @@ mod write;
 pub use locate::{CopyAt, Place};
 pub use mode::{ControlError, MAX_VOLUMES};
 pub use order::{OrderJournalStats, OrderState};
+pub use pins::PinStatus;
 pub use scrub::{ScrubReport, ScrubState, ScrubStatus};
+pub use share::{BlockRange, KEPT_PERCENT, PINS_MAX, Quota};
 pub use stats::{BlockCounts, Counts, EngineStats, SILENT, VolumeStats};
 pub use types::{Action, Aim, BLOCK, CacheMode, Event, Limits, OnFailure, Source, VolumeSpec};
 
@@ -135,6 +140,7 @@ pub struct Engine<B: Buf> {
     ranges_since: Instant,
     reclaim: Reclaim,
     scrub: scrub::Scrub,
+    pins: pins::Pins,
     rebuild: Option<rebuild::Rebuild>,
     warm: warm::Warm,
     flush: Flushes,
@@ -252,6 +258,7 @@ impl<B: Buf> Engine<B> {
             ranges_since: Instant(0),
             reclaim: Reclaim::new(),
             scrub: scrub::Scrub::new(),
+            pins: pins::Pins::new(),
             rebuild: None,
             doubtful: VecDeque::new(),
             warm: warm::Warm::new(deferred),
@@ -420,6 +427,9 @@ impl<B: Buf> Engine<B> {
             What::ScrubFill { volume, block, fill, serial } => {
                 self.refetched(cx, (volume, block), (fill, serial), done);
             }
+            What::PinFill { volume, block, blocks, fill } => {
+                self.pin_fetched(cx, (volume, block), (fill, blocks), done);
+            }
         }
     }
 
@@ -464,6 +474,9 @@ impl<B: Buf> Engine<B> {
         if !self.scrub.is_idle() {
             self.scrub_step(&mut cx);
         }
+        if !self.pins.is_idle() {
+            self.pins_step(&mut cx);
+        }
         self.journals_step(&mut cx);
         self.control_step(&mut cx);
         self.watch(&mut cx);
@@ -500,7 +513,7 @@ impl<B: Buf> Engine<B> {
             // There was no buffer.
             at = at.min(self.last_poll + throttle::RETRY);
         }
-        at = at.min(self.refusals.deadline()).min(self.scrub.deadline());
+        at = at.min(self.refusals.deadline()).min(self.scrub.deadline()).min(self.pins.deadline());
         for h in &self.stalled {
             if let Some(req) = self.reqs.get(*h) {
                 // Those that wait for room are taken up with the next completion; look again soon

@@ -183,6 +183,8 @@ pub struct Index {
     slot_bits: u32,
     tag_mask: u64,
     len: usize,
+    /// Entries of each volume, by its index.
+    of_volume: Box<[u32]>,
     capacity: usize,
     max_slot: u32,
 }
@@ -215,6 +217,7 @@ impl Index {
             slot_bits,
             tag_mask: u64::MAX << (slot_bits + FLAG_BITS),
             len: 0,
+            of_volume: vec![0; 1 << VOLUME_BITS].into_boxed_slice(),
             capacity,
             max_slot,
         })
@@ -273,6 +276,7 @@ impl Index {
             return Err(IndexError::Full);
         }
         self.len += 1;
+        self.of_volume[usize::from(key.volume())] += 1;
         Ok(None)
     }
 
@@ -280,7 +284,7 @@ impl Index {
     pub fn remove(&mut self, key: Key) -> Option<Entry> {
         let place = self.find(key)?;
         let entry = self.entry_at(place);
-        self.clear(place);
+        self.clear(key, place);
         Some(entry)
     }
 
@@ -289,7 +293,7 @@ impl Index {
         let place = self.find(key)?;
         let entry = self.entry_at(place);
         (entry.slot == slot).then(|| {
-            self.clear(place);
+            self.clear(key, place);
             entry.flags
         })
     }
@@ -329,18 +333,27 @@ impl Index {
         for bucket in from..end {
             for way in 0..WAYS {
                 let raw = self.buckets[bucket].0[way];
-                if raw != 0 && !keep(self.key_of(bucket, raw), self.unpack(raw)) {
+                if raw == 0 {
+                    continue;
+                }
+                let key = self.key_of(bucket, raw);
+                if !keep(key, self.unpack(raw)) {
                     self.buckets[bucket].0[way] = 0;
                     self.len -= 1;
+                    self.of_volume[usize::from(key.volume())] -= 1;
                 }
             }
         }
         if end < self.buckets.len() {
             return Some(end);
         }
-        let before = self.stash.len();
-        self.stash.retain(|(key, entry)| keep(*key, *entry));
-        self.len -= before - self.stash.len();
+        let Self { stash, len, of_volume, .. } = self;
+        stash.retain(|(key, entry)| {
+            let stays = keep(*key, *entry);
+            *len -= usize::from(!stays);
+            of_volume[usize::from(key.volume())] -= u32::from(!stays);
+            stays
+        });
         None
     }
 
@@ -358,6 +371,12 @@ impl Index {
     #[must_use]
     pub const fn len(&self) -> usize {
         self.len
+    }
+
+    /// Entries of one volume, by its index in the shard; 0 where no volume can have that index.
+    #[must_use]
+    pub fn volume_len(&self, volume: u16) -> u64 {
+        self.of_volume.get(usize::from(volume)).copied().map_or(0, u64::from)
     }
 
     /// Whether there is no entry.
@@ -383,6 +402,7 @@ impl Index {
     pub const fn memory_bytes(&self) -> usize {
         size_of::<Self>()
             + self.buckets.len() * size_of::<Bucket>()
+            + self.of_volume.len() * size_of::<u32>()
             + STASH * size_of::<(Key, Entry)>()
     }
 
@@ -470,7 +490,7 @@ impl Index {
         }
     }
 
-    fn clear(&mut self, place: Place) {
+    fn clear(&mut self, key: Key, place: Place) {
         match place {
             Place::Bucket(bucket, way) => self.buckets[bucket].0[way] = 0,
             Place::Stash(at) => {
@@ -478,6 +498,7 @@ impl Index {
             }
         }
         self.len -= 1;
+        self.of_volume[usize::from(key.volume())] -= 1;
         // A place became free: the stash shrinks as soon as it can.
         if let Some((key, entry)) = self.stash.pop() {
             let _placed = self.place(key, entry);

@@ -14,7 +14,7 @@ use crate::hazard::{Claim, Mode};
 use crate::index::{Flags, Key};
 use crate::plant::Bug;
 use crate::policy::{Admission, Room};
-use forebay_io::{Buf, BufPool, Duration, Instant, Lsn, RequestOp};
+use forebay_io::{Buf, BufPool, Completion, Duration, Instant, Lsn, RequestOp};
 
 /// Fills known at once at most; further misses are served and forgotten.
 const FILLS_MAX: usize = 256;
@@ -85,13 +85,15 @@ impl<B: Buf> Engine<B> {
         let vol = self.vols.get(place)?;
         let room =
             if self.segs.free_count() > self.reclaim_from() { Room::Free } else { Room::Full };
+        let full = vol.share.room(self.cached_of(vol.index)) == 0;
         let mut mask = 0;
         for index in 0..u64::from(blocks) {
             if vol.ranges.get(block + index).is_none()
                 && let Some(key) = self.vols.key(place, block + index)
                 && self.replaceable(key)
                 && (self.dropped(key)
-                    || self.policy.on_miss(key, sequential, room) == Admission::Admit)
+                    || vol.share.is_pinned(block + index)
+                    || (!full && self.policy.on_miss(key, sequential, room) == Admission::Admit))
             {
                 mask |= 1 << index;
             }
@@ -137,6 +139,43 @@ impl<B: Buf> Engine<B> {
         let id = self.fills.next;
         self.fills.list.push(Fill { id, place, block, blocks: 1, mask: 1, lsn, buf: None });
         Some(id)
+    }
+
+    /// Pinned blocks that the cache lacks are read from the backing device: registers them, as
+    /// [`Engine::fill_begin`] does for a host's miss.
+    pub(super) fn fill_pinned(&mut self, place: u16, block: u64, blocks: u32) -> Option<u64> {
+        let vol = self.vols.get(place)?;
+        let lsn = Lsn(vol.committed);
+        if !self.takes_fills(vol) || self.segs.free_count() < FILL_RESERVE {
+            return None;
+        }
+        self.fills.next += 1;
+        let (id, mask) = (self.fills.next, bits(0, u64::from(blocks)));
+        self.fills.list.push(Fill { id, place, block, blocks, mask, lsn, buf: None });
+        Some(id)
+    }
+
+    /// The backing read of blocks that no host asked for ended.
+    pub(super) fn fill_fetched<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        (place, block, blocks): (u16, u64, u64),
+        fill: u64,
+        done: Completion<B>,
+    ) {
+        let len = self.vols.get(place).map_or(0, |vol| vol.backing_range(block, blocks).1);
+        let mut buf = done.buf.filter(|_| done.result.is_ok());
+        // As for a host's miss: what lies beyond the end of the volume is zeroes.
+        if let Some(tail) = buf.as_mut().and_then(Buf::as_mut_slice)
+            && let Some(rest) = usize::try_from(len).ok().and_then(|len| tail.get_mut(len..))
+        {
+            rest.fill(0);
+        }
+        match done.result {
+            Ok(()) => self.backing_good(cx, place),
+            Err(error) => self.backing_error(cx, place, error),
+        }
+        self.fill_read(cx, Some(fill), buf);
     }
 
     /// The backing read of a fill ended.
@@ -236,12 +275,15 @@ impl<B: Buf> Engine<B> {
     }
 
     fn fill_place<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, fill: &Fill<B>) {
+        let share = self.vols.get(fill.place).map(|vol| vol.share.room(self.cached_of(vol.index)));
+        let mut room = share.unwrap_or(0);
         let mut index = 0;
         while index < u64::from(fill.blocks) {
             let mut run = 0;
             while run < 64
                 && index + run < u64::from(fill.blocks)
                 && self.fill_fits(fill, index + run)
+                && self.share_takes(fill, index + run, &mut room)
             {
                 run += 1;
             }
@@ -269,6 +311,19 @@ impl<B: Buf> Engine<B> {
             && !self.placed_fills(fill.place, block, 1, false)
     }
 
+    /// Whether a block of a fill has room in its volume's share, which it takes: what is pinned, or
+    /// replaces another copy, needs none.
+    fn share_takes(&self, fill: &Fill<B>, index: u64, room: &mut u64) -> bool {
+        let block = fill.block + index;
+        let pinned = self.vols.get(fill.place).is_some_and(|vol| vol.share.is_pinned(block));
+        let replaces = || self.vols.key(fill.place, block).is_some_and(|key| self.dropped(key));
+        if *room == 0 {
+            return pinned || replaces();
+        }
+        *room -= 1;
+        true
+    }
+
     /// Whether the index has only a clean copy of a block, and that one is wrong.
     fn dropped(&self, key: Key) -> bool {
         let bad = |flags: Flags| !flags.dirty() && flags.spare() & spare::BAD != 0;
@@ -276,7 +331,7 @@ impl<B: Buf> Engine<B> {
     }
 
     /// Whether the index has nothing of a block, or only a clean copy that cannot be read.
-    fn replaceable(&self, key: Key) -> bool {
+    pub(super) fn replaceable(&self, key: Key) -> bool {
         self.index.get(key).is_none() || self.dropped(key) || self.plant.has(Bug::ReplaceAny)
     }
 
@@ -307,12 +362,18 @@ impl<B: Buf> Engine<B> {
         let end = start + usize::try_from(blocks * BLOCK).ok()?;
         let data = fill.buf.as_ref()?.as_slice().get(start..end)?;
         self.append_data(LogStream::Fill, &record, key, data, None)?;
+        if let Some(vol) = self.vols.get_mut(fill.place) {
+            vol.share.placing += blocks;
+        }
         Some(blocks)
     }
 
     /// Fills are on the cache device: they enter the index where nothing newer is there.
     pub(super) fn fill_counts(&mut self, record: &Record, seg: u32, from: &[u32]) {
         let Some(place) = self.vols.place_of(record.volume, record.generation) else { return };
+        if let Some(vol) = self.vols.get_mut(place) {
+            vol.share.placing = vol.share.placing.saturating_sub(u64::from(record.blocks));
+        }
         let first = self.map.slot(seg, record.slot);
         for (((slot, block), state), _) in
             (first..).zip(record.block..).zip(from).zip(0..record.blocks)

@@ -76,6 +76,22 @@ pub enum ControlError {
         /// As asked for.
         found: u32,
     },
+    /// The minimums and pins of all volumes would be more than the cache can keep.
+    QuotaTooLarge {
+        /// Bytes that the volume would keep.
+        keeps: u64,
+        /// Bytes that others keep.
+        others: u64,
+        /// Bytes that all may keep together.
+        most: u64,
+    },
+    /// A volume would keep more than the maximum it may have.
+    KeepsMoreThanMax {
+        /// Bytes that the volume would keep.
+        keeps: u64,
+        /// Its maximum in bytes.
+        max: u64,
+    },
     /// A value is out of its bounds; what is accepted follows.
     Invalid(&'static str),
     /// The index was made for fewer slots than the shard would have with this extent.
@@ -118,6 +134,15 @@ impl fmt::Display for ControlError {
                     "the shard's index takes {capacity} blocks; with this extent there would be {slots}"
                 )
             }
+            Self::QuotaTooLarge { keeps, others, most } => write!(
+                f,
+                "the volume would keep {keeps} bytes of the cache and others keep {others}: together it can be \
+                 {most}, half of its data"
+            ),
+            Self::KeepsMoreThanMax { keeps, max } => write!(
+                f,
+                "the volume would keep {keeps} bytes of the cache, and may have {max} at most"
+            ),
             Self::Invalid(what) => f.write_str(what),
             Self::Busy(what) => f.write_str(what),
             Self::CacheFailed => f.write_str("the cache device failed"),
@@ -313,6 +338,7 @@ impl<B: Buf> Engine<B> {
             order: if switching { None } else { Order::of(spec.mode) },
             order_journal: None,
             known: false,
+            share: super::share::Share::default(),
         }
     }
 
@@ -507,6 +533,8 @@ impl<B: Buf> Engine<B> {
     pub(super) fn forget(&mut self, place: u16) -> u64 {
         self.kill_fills(place, 0, u64::MAX, true);
         self.order_set(place, None);
+        // What is pinned is fetched again, once the volume caches.
+        self.pins_changed(place);
         let fresh = self.fresh_index();
         let Some(vol) = self.vols.get_mut(place) else { return 0 };
         let old = vol.index;
@@ -515,6 +543,8 @@ impl<B: Buf> Engine<B> {
         vol.caching = false;
         vol.generation = generation;
         vol.marked = (0, None, u32::MAX);
+        // Fills on their way are of the generation before.
+        vol.share.placing = 0;
         if let Some(at) = sb.volumes.iter().position(|entry| entry.index == old) {
             let mut entry = sb.volumes.remove(at);
             entry.generation = generation;

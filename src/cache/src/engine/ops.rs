@@ -65,6 +65,8 @@ pub(super) enum What {
     ScrubRead { slot: u32 },
     /// A block that scrub dropped, read from the backing device.
     ScrubFill { volume: u16, block: u64, fill: u64, serial: u64 },
+    /// Pinned blocks that the cache lacked, read from the backing device.
+    PinFill { volume: u16, block: u64, blocks: u64, fill: u64 },
 }
 
 /// An operation under way.

@@ -16,7 +16,6 @@ use crate::format::record::{Kind, Record};
 use crate::format::segment_log::SegmentLog;
 use crate::index::{Entry, Key};
 use crate::plant::Bug;
-use crate::policy;
 use forebay_io::crc::block_crc;
 use forebay_io::{Buf, BufPool, Completion, DeviceError, Instant, Op};
 
@@ -39,6 +38,8 @@ struct Keep {
     slot: u32,
     crc: u32,
     dirty: bool,
+    /// It stays for its volume's minimum, or is pinned.
+    kept: bool,
     tries: u8,
     /// Its record is gone: nothing tells whether it is right.
     unknown: bool,
@@ -257,7 +258,8 @@ impl<B: Buf> Engine<B> {
             };
             let slot = entry.slot;
             let unknown = true;
-            let keep = Keep { place, record, at: 0, slot, crc: 0, dirty: true, tries: 2, unknown };
+            let (crc, dirty, kept, tries) = (0, true, false, 2);
+            let keep = Keep { place, record, at: 0, slot, crc, dirty, kept, tries, unknown };
             self.reclaim.keep.push(keep);
             self.block_lost(place, key.block(), slot);
         }
@@ -272,8 +274,7 @@ impl<B: Buf> Engine<B> {
 
     /// Says of each current block whether it stays.
     fn sort_out(&mut self, seg: u32, log: &SegmentLog) {
-        let most = self.map.geometry().data_slots() / 4;
-        let mut budget = most;
+        let (holds, mut budget) = self.share_begin();
         for (record, crcs) in log.iter() {
             let Some(place) = self.vols.place_of(record.volume, record.generation) else {
                 continue;
@@ -292,22 +293,21 @@ impl<B: Buf> Engine<B> {
                 };
                 let dirty = entry.flags.dirty();
                 let drops = self.plant.has(Bug::ReclaimDropsDirty);
-                let stays = dirty && !drops || {
+                let stays = if dirty && !drops {
+                    Some(false)
+                } else {
                     let flags = if self.tier.contains(key) {
                         entry.flags.with_freq(entry.flags.freq().max(1))
                     } else {
                         entry.flags
                     };
-                    matches!(
-                        self.policy.on_reclaim(key, flags, budget > 0),
-                        policy::Reclaim::Reinsert(_)
-                    )
+                    self.clean_stays((place, key), flags, (holds, budget))
                 };
-                if stays {
-                    budget = budget.saturating_sub(u32::from(!dirty));
+                if let Some(kept) = stays {
+                    budget = budget.saturating_sub(u32::from(!dirty && !kept));
                     let (record, crc) = (*record, *crc);
                     let (tries, unknown) = (0, false);
-                    let keep = Keep { place, record, at, slot, crc, dirty, tries, unknown };
+                    let keep = Keep { place, record, at, slot, crc, dirty, kept, tries, unknown };
                     self.reclaim.keep.push(keep);
                 }
             }
@@ -430,7 +430,8 @@ impl<B: Buf> Engine<B> {
         let data = data.unwrap_or(&zeroes);
         if self.room(cx, LogStream::Reinsert, 0).is_none() {
             // What is clean by now can be left behind: asked again it would wait for room for ever.
-            if dirty {
+            // What a volume keeps waits as long as it is only its turn that has not come.
+            if dirty || (keep.kept && self.segs.free_count() > 0) {
                 self.reclaim.keep.push(keep);
             }
             return;
@@ -567,7 +568,7 @@ impl<B: Buf> Engine<B> {
                 self.reclaim.keep.clear();
                 self.reclaim.next = 0;
                 self.sort_out(seg, &log);
-                self.reclaim.keep.retain(|keep| keep.dirty);
+                self.reclaim.keep.retain(|keep| keep.dirty || keep.kept);
                 if self.reclaim.rebuilt {
                     self.forget_undescribed(seg, &log);
                 }

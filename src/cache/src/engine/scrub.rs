@@ -615,18 +615,6 @@ impl<B: Buf> Engine<B> {
         if serial == self.scrub.owner {
             self.scrub.refetching = false;
         }
-        let len = self.vols.get(place).map_or(0, |vol| vol.backing_range(block, 1).1);
-        let mut buf = done.buf.filter(|_| done.result.is_ok());
-        // As for a host's miss: what lies beyond the end of the volume is zeroes.
-        if let Some(tail) = buf.as_mut().and_then(Buf::as_mut_slice)
-            && let Some(rest) = usize::try_from(len).ok().and_then(|len| tail.get_mut(len..))
-        {
-            rest.fill(0);
-        }
-        match done.result {
-            Ok(()) => self.backing_good(cx, place),
-            Err(error) => self.backing_error(cx, place, error),
-        }
-        self.fill_read(cx, Some(fill), buf);
+        self.fill_fetched(cx, (place, block, 1), fill, done);
     }
 }

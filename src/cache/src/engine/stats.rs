@@ -162,6 +162,10 @@ pub struct VolumeStats {
     pub blocks: BlockCounts,
     /// Bytes destaged since it was added: no longer dirty, as the backing device has flushed them.
     pub destaged_bytes: u64,
+    /// Bytes of it that the cache has, dirty ones included.
+    pub cached_bytes: u64,
+    /// Bytes that are pinned, in the cache or not.
+    pub pinned_bytes: u64,
     /// Dirty bytes in the cache: what a drain or a switch has left to do.
     pub dirty_bytes: u64,
     /// Ranges of zeroes that wait for destage.
@@ -265,6 +269,8 @@ impl<B: Buf> Engine<B> {
             target: vol.target,
             blocks: vol.blocks,
             destaged_bytes: vol.destaged * BLOCK,
+            cached_bytes: self.cached_of(vol.index) * BLOCK,
+            pinned_bytes: vol.share.pinned() * BLOCK,
             dirty_bytes: vol.dirty * BLOCK,
             zero_ranges: vol.ranges.len() as u64,
             lost_bytes: self.lost_blocks(vol) * BLOCK,

@@ -22,10 +22,11 @@ pub(super) fn delay(level: u64, max: Duration) -> Duration {
 }
 
 impl<B: Buf> Engine<B> {
-    /// Dirty bytes that are allowed: what was configured, at most 70 % of the data slots, so that
-    /// compaction always gains.
+    /// Dirty bytes that are allowed: what was configured, at most 70 % of the data slots, and what
+    /// volumes keep leaves of them, so that compaction always gains.
     pub(super) fn dirty_limit(&self) -> u64 {
         let cap = self.segs.data_slots() * BLOCK / 10 * 7;
+        let cap = cap.min(self.dirty_room().saturating_mul(BLOCK));
         self.limits.dirty_max.min(cap).max(64 * BLOCK)
     }
 

@@ -2,6 +2,7 @@
 
 use super::mode::Switch;
 use super::order::{Journal, Order};
+use super::share::Share;
 use super::slab::Handle;
 use super::stats::BlockCounts;
 use super::types::{BLOCK, CacheMode, OnFailure};
@@ -117,6 +118,8 @@ pub(super) struct Volume {
     pub(super) order_journal: Option<Box<Journal>>,
     /// The cache knew changes of it when it was added.
     pub(super) known: bool,
+    /// What it keeps of the cache and may have.
+    pub(super) share: Share,
 }
 
 impl Volume {
@@ -167,6 +170,8 @@ impl Volume {
 pub(super) struct Volumes {
     list: Vec<Option<Box<Volume>>>,
     by_id: Vec<u16>,
+    /// Blocks that all of them keep.
+    kept: u64,
 }
 
 impl Volumes {
@@ -222,7 +227,18 @@ impl Volumes {
         if let Some(place) = self.by_id.get_mut(volume.id.0 as usize) {
             *place = u16::MAX;
         }
+        self.count_kept();
         Some(volume)
+    }
+
+    /// Blocks of the cache that the volumes keep together.
+    pub(super) const fn kept(&self) -> u64 {
+        self.kept
+    }
+
+    /// What a volume keeps has changed.
+    pub(super) fn count_kept(&mut self) {
+        self.kept = self.iter().map(|(_, vol)| vol.share.keeps()).sum();
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (u16, &Volume)> {

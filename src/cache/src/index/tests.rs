@@ -32,7 +32,7 @@ fn fill_and_check(capacity: u64, seed: u64, name: &str, keys: impl Fn(u64) -> Ke
     assert_eq!(index.len() as u64, capacity);
     if capacity >= 1000 {
         assert_eq!(index.stashed(), 0, "{name}, seed {seed}, capacity {capacity}");
-        assert!(index.memory_bytes() as u64 <= capacity * 9 + 2048);
+        assert!(index.memory_bytes() as u64 <= capacity * 9 + 2048 + 4 * 4096);
     }
 }
 
@@ -107,6 +107,7 @@ fn the_stash_serves_and_drains() {
     for i in 0..20u32 {
         assert!(index.place(key(0, u64::from(i)), Entry { slot: i, flags: Flags::NONE }));
         index.len += 1;
+        index.of_volume[0] += 1;
     }
     assert_eq!(index.stashed(), 12);
     for i in 0..20u32 {
@@ -157,6 +158,10 @@ proptest! {
             }
             prop_assert_eq!(index.get(k), model.get(&k).copied());
             prop_assert_eq!(index.len(), model.len());
+            for volume in 0..3 {
+                let theirs = model.keys().filter(|k| k.volume() == volume).count();
+                prop_assert_eq!(index.volume_len(volume), theirs as u64);
+            }
         }
         let mut all = BTreeMap::new();
         index.for_each(|k, e| { all.insert(k, e); });
@@ -181,5 +186,6 @@ fn a_pass_in_parts_forgets_what_one_at_once_forgets() {
     }
     assert!(parts > 10, "{parts} parts");
     assert_eq!((gone, index.len()), (6000, 12_000));
+    assert_eq!([0, 1, 2, 4095, 4096].map(|v| index.volume_len(v)), [6000, 0, 6000, 0, 0]);
     index.for_each(|key, _| assert_ne!(key.volume(), 1));
 }

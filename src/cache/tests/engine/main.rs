@@ -7,6 +7,7 @@
 //! | `promises` | promises of docs/CONSISTENCY.md that no other test shows by itself |
 //! | `random` | random runs against a model, crashes |
 //! | `scrub` | self-healing and scrub |
+//! | `shares` | minimums, maximums and pins of volumes |
 //! | `staged` | starts whose clean blocks come back while the engine serves |
 #![allow(
     clippy::unwrap_used,
@@ -25,4 +26,5 @@ mod hard_cases;
 mod promises;
 mod random;
 mod scrub;
+mod shares;
 mod staged;
