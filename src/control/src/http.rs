@@ -267,6 +267,14 @@ fn volume_gauges(text: &mut Text, volumes: &[VolumeStat]) {
     let age = |v: &VolumeStat| micros_to_s(v.oldest_dirty_ms.unwrap_or(0).saturating_mul(1000));
     gauge("oldest_dirty_seconds", "Age of the oldest of them; 0 where none.", each(volumes, age));
     gauge("cached_bytes", "Bytes in the cache.", each(volumes, |v| v.cached_bytes));
+    let help = "Bytes of cache that other volumes leave it.";
+    gauge("cache_min_bytes", help, each(volumes, |v| v.cache_min_bytes));
+    let bound = |v: &VolumeStat| -> Option<Sample> {
+        Some((label("volume", &v.name), v.cache_max_bytes?.to_string()))
+    };
+    let help = "Bytes of cache beyond which it gets no fills; none where there is no bound.";
+    gauge("cache_max_bytes", help, volumes.iter().filter_map(bound).collect());
+    gauge("pinned_bytes", "Bytes that are pinned.", each(volumes, |v| v.pinned_bytes));
     gauge("memory_tier_bytes", "Bytes of them in memory.", each(volumes, |v| v.memory_tier_bytes));
     let complete = |v: &VolumeStat| -> Option<Sample> {
         let journal = v.ordered_journal.as_ref()?;

@@ -44,6 +44,11 @@ pub enum Work {
         /// Bytes a second at most.
         rate: u64,
     },
+    /// Fetch what is pinned and not in the cache.
+    Pin {
+        /// Of this volume.
+        volume: String,
+    },
     /// Read the caches at start. The node's own; not begun by a command.
     Recovery,
 }
@@ -57,6 +62,7 @@ impl Work {
             Self::SetMode { .. } => "set-mode",
             Self::Delete { .. } => "delete",
             Self::Scrub { .. } => "scrub",
+            Self::Pin { .. } => "pin",
             Self::Recovery => "recovery",
         }
     }
@@ -68,16 +74,21 @@ impl Work {
             Self::Drain { volume }
             | Self::SetMode { volume, .. }
             | Self::Delete { volume, .. }
+            | Self::Pin { volume }
             | Self::Scrub { volume, .. } => Some(volume),
             Self::Recovery => None,
         }
     }
 
-    /// Whether the two cannot be under way at once: both are of one volume. A scrub changes nothing
-    /// that others decide on and may take hours, so that only another scrub has to wait for it.
+    /// Whether the two cannot be under way at once: both are of one volume. A scrub, and fetching what
+    /// is pinned, change nothing that others decide on and may take hours, so that only another of their
+    /// kind has to wait for them.
     fn excludes(&self, other: &Self) -> bool {
-        let scrub = |work: &Self| matches!(work, Self::Scrub { .. });
-        self.volume().is_some() && self.volume() == other.volume() && scrub(self) == scrub(other)
+        let aside = |work: &Self| match work {
+            Self::Scrub { .. } | Self::Pin { .. } => Some(work.kind()),
+            _ => None,
+        };
+        self.volume().is_some() && self.volume() == other.volume() && aside(self) == aside(other)
     }
 }
 
@@ -319,7 +330,7 @@ impl JobTable {
         self.0.changed.notify_all();
     }
 
-    /// Begins a job. One job at a time may work on a volume, and a scrub besides.
+    /// Begins a job. One job at a time may work on a volume, and a scrub and a pin besides.
     ///
     /// # Errors
     /// Busy, where the volume has one that runs (its number is named) or there are too many.

@@ -60,11 +60,18 @@ pub trait NodeControl: Send + Sync + 'static {
     /// No such volume, or its cache device has failed.
     fn scrub(&self, name: &str, rate: u64, job: JobHandle) -> Result<()>;
 
+    /// Follows how what is pinned of the volume is fetched, which [`NodeControl::update_volume`] and
+    /// each start begin. The job ends when all of it is in the cache; cancelled, no more is fetched.
+    ///
+    /// # Errors
+    /// No such volume.
+    fn pin(&self, name: &str, job: JobHandle) -> Result<()>;
+
     /// Takes over hosts, limits and memory tier, and an ordered journal where the volume had none;
     /// nothing else differs from what it runs with.
     ///
     /// # Errors
-    /// No such volume, limits that cannot be met, or a device that cannot be the volume's journal; then
+    /// No such volume, limits that cannot be met, minimums and pins that do not fit, or a device that cannot be the volume's journal; then
     /// nothing changes.
     fn update_volume(&self, volume: &VolumeConfig) -> Result<()>;
 

@@ -188,6 +188,11 @@ impl List {
             cache_min,
             cache_max
         );
+        let pins = |v: &VolumeConfig| {
+            let all: Vec<String> = v.pin.iter().map(ToString::to_string).collect();
+            if all.is_empty() { "none".to_owned() } else { all.join(", ") }
+        };
+        add("pin", pins(file), pins(node), Action::Change);
         // One can be given to a volume that has none while it is served; another needs a start.
         let live = node.ordered_journal.is_none() && file.mode == Mode::WriteBackOrdered;
         add(

@@ -316,8 +316,17 @@ pub struct VolumeStat {
     pub bypassed_writes: u64,
     /// Hits among hits, misses and bypassed in the last interval, 0 to 1; `None` without reads.
     pub hit_ratio: Option<f64>,
-    /// Bytes in its cache, of all volumes there.
+    /// Bytes that its cache has of it, dirty ones included.
     pub cached_bytes: u64,
+    /// Bytes of cache that other volumes leave it: its `cache_min`; 0 where it has none.
+    #[serde(default)]
+    pub cache_min_bytes: u64,
+    /// Bytes of cache beyond which it gets no fills: its `cache_max`; `None` where it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_max_bytes: Option<u64>,
+    /// Bytes that are pinned, in blocks of 4 KiB, in the cache or not.
+    #[serde(default)]
+    pub pinned_bytes: u64,
     /// Bytes in the memory tier of its cache, of all volumes there.
     pub memory_tier_bytes: u64,
     /// Dirty bytes.

@@ -216,7 +216,7 @@ impl KeptVolume {
             };
         }
         merge!(backing, mode, hosts, dirty_max, dirty_age_max, memory_tier, cache_min, cache_max);
-        merge!(batch_max, batch_age_max, ordered_journal);
+        merge!(batch_max, batch_age_max, ordered_journal, pin);
     }
 }
 

@@ -145,6 +145,99 @@ impl fmt::Display for Span {
     }
 }
 
+/// A range of logical blocks. Written as `N`, `FIRST-LAST` or `FIRST+COUNT`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct LbaSpan {
+    /// The first block.
+    pub first: u64,
+    /// How many, at least one.
+    pub blocks: u64,
+}
+
+impl LbaSpan {
+    /// The block after the last.
+    #[must_use]
+    pub const fn end(&self) -> u64 {
+        self.first.saturating_add(self.blocks)
+    }
+}
+
+impl FromStr for LbaSpan {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        let bad = || BadValue::accepted("N, FIRST-LAST or FIRST+COUNT: 0, 0-7, 0+8");
+        let number = |text: &str| text.parse::<u64>().map_err(|_| bad());
+        let (first, blocks) = if let Some((first, count)) = text.split_once('+') {
+            (number(first)?, number(count)?)
+        } else if let Some((first, last)) = text.split_once('-') {
+            let (first, last) = (number(first)?, number(last)?);
+            (first, last.checked_sub(first).and_then(|n| n.checked_add(1)).ok_or_else(bad)?)
+        } else {
+            (number(text)?, 1)
+        };
+        if blocks == 0 || first.checked_add(blocks).is_none() {
+            return Err(bad());
+        }
+        Ok(Self { first, blocks })
+    }
+}
+
+impl fmt::Display for LbaSpan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.blocks {
+            1 => write!(f, "{}", self.first),
+            _ => write!(f, "{}-{}", self.first, self.end() - 1),
+        }
+    }
+}
+
+impl TryFrom<String> for LbaSpan {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse().map_err(|bad: BadValue| format!("{text:?} is no range: {}", bad.accepted))
+    }
+}
+
+impl From<LbaSpan> for String {
+    fn from(span: LbaSpan) -> Self {
+        span.to_string()
+    }
+}
+
+/// Ranges in their order, those that overlap or touch joined.
+#[must_use]
+pub fn joined(spans: impl IntoIterator<Item = LbaSpan>) -> Vec<LbaSpan> {
+    let mut spans: Vec<LbaSpan> = spans.into_iter().collect();
+    spans.sort_unstable();
+    let mut all: Vec<LbaSpan> = Vec::new();
+    for span in spans {
+        match all.last_mut() {
+            Some(last) if span.first <= last.end() => {
+                last.blocks = last.end().max(span.end()) - last.first;
+            }
+            _ => all.push(span),
+        }
+    }
+    all
+}
+
+/// What is left of ranges without one.
+#[must_use]
+pub fn without(spans: &[LbaSpan], gone: LbaSpan) -> Vec<LbaSpan> {
+    let part = |first: u64, end: u64| {
+        let blocks = end.checked_sub(first).filter(|blocks| *blocks > 0)?;
+        Some(LbaSpan { first, blocks })
+    };
+    let parts = |span: &LbaSpan| {
+        let before = part(span.first, span.end().min(gone.first));
+        [before, part(span.first.max(gone.end()), span.end())]
+    };
+    spans.iter().flat_map(parts).flatten().collect()
+}
+
 fn split_unit(text: &str) -> (&str, &str) {
     text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()))
 }
@@ -399,6 +492,45 @@ pub fn check_block_size(bytes: u64) -> Result<u32, BadValue> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranges_of_blocks() {
+        let range = |text: &str| text.parse::<LbaSpan>().map(|span| (span.first, span.blocks));
+        assert_eq!(range("7"), Ok((7, 1)));
+        assert_eq!(range("0-7"), Ok((0, 8)));
+        assert_eq!(range("8+8"), Ok((8, 8)));
+        for bad in
+            ["", "-", "+", "a", "1-", "18446744073709551615+1", "0-18446744073709551615", "1+-1"]
+        {
+            assert!(range(bad).is_err(), "{bad}");
+            assert!(serde_json::from_value::<LbaSpan>(bad.into()).is_err(), "{bad}");
+        }
+        for text in ["7", "0-7", "8-15"] {
+            let span: LbaSpan = text.parse().unwrap();
+            assert_eq!(span.to_string(), text);
+            let json = serde_json::to_value(span).unwrap();
+            assert_eq!(json.as_str(), Some(text));
+            assert_eq!(serde_json::from_value::<LbaSpan>(json).unwrap(), span);
+        }
+    }
+
+    #[test]
+    fn ranges_are_joined_and_taken_away() {
+        let spans = |texts: &[&str]| -> Vec<LbaSpan> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let all = joined(spans(&["10-14", "0-2", "15", "2+4", "12"]));
+        assert_eq!(all, spans(&["0-5", "10-15"]));
+        for (gone, left) in [
+            ("3", &["0-2", "4-5", "10-15"] as &[&str]),
+            ("0-5", &["10-15"]),
+            ("4-11", &["0-3", "12-15"]),
+            ("6-9", &["0-5", "10-15"]),
+            ("0-99", &[]),
+        ] {
+            assert_eq!(without(&all, gone.parse().unwrap()), spans(left), "without {gone}");
+        }
+    }
 
     #[test]
     fn sizes_and_spans_round_trip() {

@@ -88,6 +88,8 @@ fn a_refusal_by_the_node_leaves_the_state_as_it_was() {
     check("mode", &|| controller.set_mode("db", Mode::PassThrough).err().map(|e| e.kind));
     check("drain", &|| controller.drain("db").err().map(|e| e.kind));
     check("scrub", &|| controller.scrub("db", 1 << 20).err().map(|e| e.kind));
+    let span = "0-7".parse().unwrap();
+    check("pin", &|| controller.pin_volume("db", span).err().map(|e| e.kind));
     check("delete", &|| controller.delete_volume("db", false).err().map(|e| e.kind));
     check("allow", &|| controller.allow_host(B, None).err().map(|e| e.kind));
     check("deny", &|| controller.deny_host(A, Some("db")).err().map(|e| e.kind));
@@ -99,6 +101,72 @@ fn a_refusal_by_the_node_leaves_the_state_as_it_was() {
     assert_eq!(error.unwrap_err().kind, ErrorKind::Exists);
     let error = controller.drain("dc").unwrap_err();
     assert_eq!(error.detail.remedy.as_deref(), Some("did you mean `db`?"));
+}
+
+#[test]
+fn what_is_pinned_is_kept_joined_and_let_go() {
+    let dir = Dir::new("pin");
+    let mut file = support::config(&dir.0);
+    let (node, controller) = start(&file);
+    let pins = |controller: &Controller| -> Vec<String> {
+        let db = controller.volume_config("db").unwrap();
+        db.pin.iter().map(ToString::to_string).collect()
+    };
+    let span = |text: &str| text.parse().unwrap();
+    for range in ["100-199", "0-7", "8+2"] {
+        let job = controller.pin_volume("db", span(range)).unwrap();
+        assert_eq!(done(&controller, job), JobState::Done);
+    }
+    assert_eq!(pins(&controller), ["0-9", "100-199"]);
+    // One at a time: what was refused is not pinned.
+    node.hold.store(true, Ordering::Release);
+    let first = controller.pin_volume("db", span("300")).unwrap();
+    let error = controller.pin_volume("db", span("400")).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Busy);
+    assert_eq!(pins(&controller), ["0-9", "100-199", "300"]);
+    // Other work goes on beside it, and a restart goes on with it.
+    let drain = controller.drain("db").unwrap();
+    controller.stop();
+    for job in [first, drain] {
+        controller.jobs().cancel(job).unwrap();
+        assert_eq!(done(&controller, job), JobState::Cancelled);
+    }
+    drop((controller, node));
+    let (node, controller) = start(&file);
+    assert!(controller.resume().is_empty());
+    assert_eq!(done(&controller, first), JobState::Done);
+    assert_eq!(done(&controller, drain), JobState::Done);
+    assert_eq!(pins(&controller), ["0-9", "100-199", "300"]);
+    let left = controller.unpin_volume("db", Some(span("5-149"))).unwrap();
+    assert_eq!(left, controller.volume_config("db").unwrap());
+    assert_eq!(pins(&controller), ["0-4", "150-199", "300"]);
+    let error = controller.unpin_volume("db", Some(span("5-149"))).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound);
+    assert_eq!(error.detail.accepted.as_deref(), Some("0-4, 150-199, 300"));
+    assert!(controller.unpin_volume("db", None).unwrap().pin.is_empty());
+    assert_eq!(controller.unpin_volume("db", None).unwrap_err().kind, ErrorKind::NotFound);
+    for n in 0..256 {
+        let job = controller.pin_volume("db", span(&format!("{}", n * 2))).unwrap();
+        assert_eq!(done(&controller, job), JobState::Done);
+    }
+    let error = controller.pin_volume("db", span("1000")).unwrap_err();
+    assert!(error.to_string().contains("at most 256"), "{error}");
+    // The file's own, once it says something else.
+    drop((controller, node));
+    file.volumes[0].pin = vec![span("7")];
+    let (_node, controller) = start(&file);
+    assert_eq!(pins(&controller), ["7"]);
+    let mut wanted = controller.effective();
+    wanted.volumes[0].pin = vec![span("8-9")];
+    let differences = controller.diff(&wanted);
+    assert_eq!((differences[0].what.as_str(), differences[0].node.as_str()), ("volume db.pin", "7"));
+    assert_eq!(differences[0].action, Action::Change);
+    controller.apply(&wanted, false).unwrap();
+    assert_eq!(pins(&controller), ["8-9"]);
+    let done_mode = controller.set_mode("db", Mode::PassThrough).unwrap();
+    assert_eq!(done(&controller, done_mode), JobState::Done);
+    let error = controller.pin_volume("db", span("0")).unwrap_err();
+    assert!(error.to_string().contains("pass-through"), "{error}");
 }
 
 #[test]

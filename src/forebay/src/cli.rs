@@ -2,7 +2,7 @@
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use forebay_control::value::{BadValue, ByteSize, Mode, Span};
+use forebay_control::value::{ByteSize, LbaSpan, Mode, Span};
 use std::path::PathBuf;
 
 const EXIT_CODES: &str = "\
@@ -166,8 +166,31 @@ pub(crate) enum Volume {
         /// The volume
         name: String,
         /// Logical blocks: N, FIRST-LAST or FIRST+COUNT
-        #[arg(long, value_name = "RANGE", value_parser = lba_range)]
-        lba: (u64, u64),
+        #[arg(long, value_name = "RANGE")]
+        lba: LbaSpan,
+    },
+    /// Fetch a range into the cache, and keep it there
+    #[command(long_about = PIN_ABOUT)]
+    Pin {
+        /// The volume
+        name: String,
+        /// Logical blocks: N, FIRST-LAST or FIRST+COUNT
+        #[arg(long, value_name = "RANGE")]
+        lba: LbaSpan,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Let pinned blocks leave the cache again, as others do
+    #[command(group(ArgGroup::new("which").required(true).args(["lba", "all"])))]
+    Unpin {
+        /// The volume
+        name: String,
+        /// Logical blocks: N, FIRST-LAST or FIRST+COUNT; a part of what is pinned is enough
+        #[arg(long, value_name = "RANGE")]
+        lba: Option<LbaSpan>,
+        /// All that is pinned
+        #[arg(long)]
+        all: bool,
     },
     /// Change the limits of a volume, or give it an ordered journal
     Set {
@@ -238,10 +261,12 @@ pub(crate) struct VolumeCreate {
 /// Limits of a volume.
 #[derive(Args, Debug)]
 pub(crate) struct Limits {
-    /// Cache that other volumes cannot take away
+    /// Cache that other volumes cannot take away, once the volume has it. With what is pinned, which
+    /// counts in it, at most half of a cache over all its volumes; dirty data has that much less
     #[arg(long, value_name = "SIZE")]
     pub(crate) cache_min: Option<ByteSize>,
-    /// Most cache
+    /// Most cache: beyond it what is read is not cached. Writes always are, and go first once they are
+    /// clean
     #[arg(long, value_name = "SIZE")]
     pub(crate) cache_max: Option<ByteSize>,
     /// Most dirty data
@@ -333,6 +358,16 @@ pub(crate) enum Job {
     },
 }
 
+/// What `volume pin` does.
+const PIN_ABOUT: &str = "\
+Fetch a range into the cache, and keep it there
+
+A job fetches what the cache lacks of the range. From then on the blocks stay, whatever other blocks \
+are read or written, until `volume unpin`; also across restarts. Ranges that overlap or touch are one. \
+With the minimums of all volumes they are at most half of a cache, and they count in their volume's \
+own --cache-min. `job cancel` ends the fetching alone: the range stays pinned, and what hosts read of \
+it comes in. In write-around a write of a pinned block takes it out of the cache until it is read.";
+
 /// What the columns of `stat` mean.
 const STAT_ABOUT: &str = "\
 Live numbers, and what is wrong: exit code 3 where something is
@@ -343,6 +378,7 @@ HIT, MEM, BYPASS: of the blocks of 4 KiB that hosts read, the share that the cac
 in memory, and that was read past the cache (pass-through, sequential beyond the cutoff, cache device \
 failed); the rest was missed. W BYPASS: of the blocks that hosts wrote, the share that went to the \
 backing device alone (write-around, pass-through, cache device failed).
+CACHED: what the cache has of the volume, dirty data included.
 OLDEST: the age of the oldest dirty data in the volume's cache; with > it is from before the start, \
 and older.
 p50, p99, p99.9: times of host commands in the target, from their arrival to their response, at most \
@@ -450,24 +486,6 @@ pub(crate) struct Fault {
 fn mode() -> impl TypedValueParser<Value = Mode> {
     PossibleValuesParser::new(Mode::WORDS.iter().copied())
         .try_map(|text: String| text.parse::<Mode>())
-}
-
-/// First block and number of blocks.
-fn lba_range(text: &str) -> Result<(u64, u64), BadValue> {
-    let bad = || BadValue::accepted("N, FIRST-LAST or FIRST+COUNT: 0, 0-7, 0+8");
-    let number = |text: &str| text.parse::<u64>().map_err(|_| bad());
-    let (first, blocks) = if let Some((first, count)) = text.split_once('+') {
-        (number(first)?, number(count)?)
-    } else if let Some((first, last)) = text.split_once('-') {
-        let (first, last) = (number(first)?, number(last)?);
-        (first, last.checked_sub(first).and_then(|n| n.checked_add(1)).ok_or_else(bad)?)
-    } else {
-        (number(text)?, 1)
-    };
-    if blocks == 0 || first.checked_add(blocks).is_none() {
-        return Err(bad());
-    }
-    Ok((first, blocks))
 }
 
 #[cfg(test)]

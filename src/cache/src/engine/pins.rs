@@ -6,6 +6,7 @@
 //! where pins are set, at a start too, and anew where the volume's cache is forgotten.
 
 use super::ops::What;
+use super::share::Share;
 use super::types::BLOCK;
 use super::{Cx, Engine};
 use forebay_io::{Buf, BufPool, Completion, Duration, Instant, Op, VolumeId};
@@ -50,6 +51,17 @@ pub(super) struct Pins {
     at: Instant,
 }
 
+impl Share {
+    /// Ends the pass where it is.
+    fn cut(&mut self) -> bool {
+        let (on, missing) = (self.pass.on, self.pass.missing + self.pinned_from(self.pass.at));
+        if on {
+            (self.pass.on, self.pass.before) = (false, missing);
+        }
+        on
+    }
+}
+
 impl Pins {
     pub(super) const fn new() -> Self {
         Self { on: false, reads: 0, at: Instant(0) }
@@ -75,7 +87,7 @@ pub struct PinStatus {
     pub left_bytes: u64,
     /// Bytes that were fetched.
     pub fetched_bytes: u64,
-    /// Bytes that the last whole round found missing: 0 where it ended as it should.
+    /// Bytes that the last round found missing, or did not come to: 0 where it ended as it should.
     pub missing_bytes: u64,
     /// What it waits for.
     pub stall: Option<&'static str>,
@@ -105,7 +117,7 @@ impl<B: Buf> Engine<B> {
     pub fn pin_end(&mut self, id: VolumeId) -> bool {
         let place = self.vols.find(id);
         let vol = place.and_then(|place| self.vols.get_mut(place));
-        vol.is_some_and(|vol| core::mem::take(&mut vol.share.pass.on))
+        vol.is_some_and(|vol| vol.share.cut())
     }
 
     /// Other blocks are pinned, or the volume's cache was forgotten: a pass begins.
@@ -125,7 +137,9 @@ impl<B: Buf> Engine<B> {
             return;
         }
         if self.stopping || self.cache_failed.is_some() {
-            self.vols.iter_mut().for_each(|(_, vol)| vol.share.pass.on = false);
+            for (_, vol) in self.vols.iter_mut() {
+                vol.share.cut();
+            }
         }
         self.pins.on = false;
         let mut next = Instant::NEVER;

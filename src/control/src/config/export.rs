@@ -101,5 +101,9 @@ impl Out {
         self.option("memory_tier", volume.memory_tier.as_ref());
         self.option("cache_min", volume.cache_min.as_ref());
         self.option("cache_max", volume.cache_max.as_ref());
+        if !volume.pin.is_empty() {
+            let pins: Vec<String> = volume.pin.iter().map(ToString::to_string).collect();
+            self.list("pin", &pins);
+        }
     }
 }

@@ -14,7 +14,7 @@ pub use export::export;
 pub(crate) use parse::read_volume;
 pub use parse::{ConfigError, ConfigErrors, parse, read_file};
 
-use crate::value::{ByteSize, Durability, HugepageUse, Mode, Poll, Span};
+use crate::value::{ByteSize, Durability, HugepageUse, LbaSpan, Mode, Poll, Span};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -148,7 +148,13 @@ pub struct VolumeConfig {
     /// Most bytes of cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_max: Option<ByteSize>,
+    /// Ranges of logical blocks that are fetched into the cache and stay there: in order and apart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pin: Vec<LbaSpan>,
 }
+
+/// Most ranges that a volume may have pinned.
+pub const PINS_MAX: usize = 256;
 
 impl VolumeConfig {
     /// A volume with nothing but what must be said.
@@ -169,6 +175,7 @@ impl VolumeConfig {
             memory_tier: None,
             cache_min: None,
             cache_max: None,
+            pin: Vec::new(),
         }
     }
 

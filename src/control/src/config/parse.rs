@@ -2,14 +2,14 @@
 
 use super::check::check_together;
 use super::{
-    BLOCK_SIZE, CacheConfig, ControlConfig, ListenConfig, NQN_PREFIX, NodeConfig, Origin, PORT,
+    BLOCK_SIZE, CacheConfig, ControlConfig, ListenConfig, NQN_PREFIX, NodeConfig, Origin, PINS_MAX, PORT,
     SOCKET, STATE_DIR, SecurityConfig, ServeConfig, Transport, VolumeConfig,
 };
 use crate::error::{ControlError, Detail, ErrorKind};
 use crate::fields::{Fields, ISSUES_MAX, Issue, Item, Raw, Table};
 use crate::value::{
-    BadValue, ByteSize, Durability, HugepageUse, Mode, Poll, check_block_size, check_device_uri,
-    check_name, check_nqn,
+    BadValue, ByteSize, Durability, HugepageUse, LbaSpan, Mode, Poll, check_block_size,
+    check_device_uri, check_name, check_nqn, joined,
 };
 use std::collections::BTreeSet;
 use std::fmt;
@@ -431,6 +431,8 @@ pub(crate) fn read_volume(fields: &mut Fields<'_>) -> Option<(usize, VolumeConfi
         fields.text("ordered_journal", |uri| check_device_uri(uri).map(|()| uri.to_owned()));
     let memory_tier = fields.size("memory_tier");
     let (cache_min, cache_max) = (fields.size("cache_min"), fields.size("cache_max"));
+    let pin = fields.texts("pin", PINS_MAX, |text| text.parse::<LbaSpan>().map(|_| ()));
+    let pin = joined(pin.iter().flatten().filter_map(|text| text.parse().ok()));
     for copies in ["replicas", "min_copies"] {
         fields.with(copies, |raw| match raw {
             Raw::Int(1) => Ok(()),
@@ -477,6 +479,7 @@ pub(crate) fn read_volume(fields: &mut Fields<'_>) -> Option<(usize, VolumeConfi
             memory_tier,
             cache_min,
             cache_max,
+            pin,
         },
     ))
 }

@@ -36,6 +36,7 @@ dirty_age_max = "30s"
 memory_tier = 1048576
 cache_min = "1G"
 cache_max = "64G"
+pin = ["100+28", "0-7", "8"]
 replicas = 1
 
 [[volume]]
@@ -60,6 +61,9 @@ fn everything_that_can_be_said_is_read_and_exported_again() {
     assert_eq!(config.listen[1].address.to_string(), "[::1]:4421");
     let db = &config.volumes[0];
     assert_eq!((db.block_size, db.memory_tier), (4096, Some(ByteSize(1 << 20))));
+    let pins: Vec<String> = db.pin.iter().map(ToString::to_string).collect();
+    assert_eq!(pins, ["0-8", "100-127"]);
+    assert_eq!((db.cache_min, db.cache_max), (Some(ByteSize(1 << 30)), Some(ByteSize(64 << 30))));
     assert_eq!(db.dirty_age_max.unwrap().duration().as_secs(), 30);
     assert_eq!(config.nqn(db.subsystem_name()), "nqn.2026-11.org.example:fb:group");
     assert_eq!(config.volumes[1].block_size, 512);

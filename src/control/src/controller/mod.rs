@@ -204,6 +204,7 @@ impl Controller {
                 self.node.delete_volume(volume, *discard_dirty, job)
             }
             Work::Scrub { volume, rate } => self.node.scrub(volume, *rate, job),
+            Work::Pin { volume } => self.node.pin(volume, job),
             Work::Recovery => Err(ControlError::failed("recovery is the node's own job")),
         }
     }

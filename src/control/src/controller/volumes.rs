@@ -7,7 +7,7 @@ use crate::jobs::Work;
 use crate::node::{DeviceFault, LbaRange, Located, LostCache};
 use crate::stat::NodeStat;
 use crate::state::{KeptVolume, State};
-use crate::value::Mode;
+use crate::value::{LbaSpan, Mode, joined, without};
 
 impl Controller {
     /// Everything there is to know.
@@ -104,6 +104,59 @@ impl Controller {
         self.begin(&mut inner, Work::Scrub { volume: name.to_owned(), rate }, |_| {})
     }
 
+    /// Pins blocks of a volume: they are fetched and then stay in the cache. The number of the job that
+    /// fetches.
+    ///
+    /// # Errors
+    /// No such volume, one that does not cache, too many ranges, busy with fetching others, or see
+    /// [`NodeControl::update_volume`]; then nothing changes.
+    pub fn pin_volume(&self, name: &str, span: LbaSpan) -> Result<u64> {
+        let mut inner = self.lock();
+        let before = existing(inner.keeper.state(), name)?.clone();
+        if before.mode == Mode::PassThrough {
+            let message = format!("volume `{name}` in pass-through keeps nothing in the cache");
+            return Err(ControlError::new(ErrorKind::Invalid, message)
+                .remedy("switch first: forebay volume set-mode NAME MODE"));
+        }
+        let mut volume = before.clone();
+        volume.pin = joined(before.pin.iter().copied().chain([span]));
+        check_pins(&volume)?;
+        self.update_locked(&mut inner, &volume)?;
+        let work = Work::Pin { volume: name.to_owned() };
+        self.begin(&mut inner, work, |_| {}).or_else(|error| {
+            self.update_locked(&mut inner, &before)?;
+            Err(error)
+        })
+    }
+
+    /// Lets blocks of a volume go at reclaim again; with `None` all that are pinned. Returns how it is
+    /// configured then.
+    ///
+    /// # Errors
+    /// No such volume, none of these blocks is pinned, too many ranges would be left, or see
+    /// [`NodeControl::update_volume`].
+    pub fn unpin_volume(&self, name: &str, span: Option<LbaSpan>) -> Result<VolumeConfig> {
+        let mut inner = self.lock();
+        let mut volume = existing(inner.keeper.state(), name)?.clone();
+        let pinned = core::mem::take(&mut volume.pin);
+        if let Some(span) = span {
+            volume.pin = without(&pinned, span);
+        }
+        if volume.pin == pinned {
+            let of = if span.is_some() && !pinned.is_empty() { "this range of " } else { "" };
+            let message = format!("no block of {of}volume `{name}` is pinned");
+            let error = ControlError::new(ErrorKind::NotFound, message).field("lba");
+            let shown: Vec<String> = pinned.iter().map(ToString::to_string).collect();
+            return Err(match span {
+                Some(span) if !of.is_empty() => error.value(span).accepted(shown.join(", ")),
+                _ => error,
+            });
+        }
+        check_pins(&volume)?;
+        self.update_locked(&mut inner, &volume)?;
+        Ok(volume)
+    }
+
     /// Changes limits of a volume, or gives it an ordered journal. Returns how it is configured then.
     ///
     /// # Errors
@@ -185,6 +238,17 @@ impl Controller {
     pub fn inject_fault(&self, fault: &DeviceFault) -> Result<()> {
         self.node.inject_fault(fault)
     }
+}
+
+fn check_pins(volume: &VolumeConfig) -> Result<()> {
+    if volume.pin.len() <= config::PINS_MAX {
+        return Ok(());
+    }
+    let message = format!("volume `{}` would have {} pinned ranges", volume.name, volume.pin.len());
+    Err(ControlError::new(ErrorKind::Invalid, message)
+        .field("pin")
+        .accepted(format!("at most {} that do not touch", config::PINS_MAX))
+        .remedy("pin larger ranges"))
 }
 
 pub(super) fn existing<'s>(state: &'s State, name: &str) -> Result<&'s VolumeConfig> {

@@ -7,7 +7,7 @@ use crate::error::{ControlError, ErrorKind};
 use crate::fields::{Fields, Item, Raw};
 use crate::node::{DeviceFault, FaultKind, FaultOp, LbaRange};
 use crate::stat::SCHEMA_VERSION;
-use crate::value::{BadValue, check_device_uri, check_nqn, nearest};
+use crate::value::{BadValue, LbaSpan, check_device_uri, check_nqn, nearest};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::time::Duration;
@@ -37,11 +37,13 @@ pub const METHODS: &[&str] = &[
     "volume_delete",
     "volume_drain",
     "volume_list",
+    "volume_pin",
     "volume_recover",
     "volume_scrub",
     "volume_set",
     "volume_set_mode",
     "volume_show",
+    "volume_unpin",
     "volume_where",
 ];
 
@@ -85,7 +87,8 @@ pub(super) fn call(controller: &Controller, method: &str, params: Map<String, Va
             }))
         }
         "volume_show" | "volume_create" | "volume_delete" | "volume_set_mode" | "volume_drain"
-        | "volume_set" | "volume_where" | "volume_recover" | "volume_scrub" => {
+        | "volume_set" | "volume_where" | "volume_recover" | "volume_scrub" | "volume_pin"
+        | "volume_unpin" => {
             volume(controller, method, params)
         }
         "host_allow" | "host_deny" | "host_list" => host(controller, method, params),
@@ -221,6 +224,23 @@ fn volume(controller: &Controller, method: &str, params: Map<String, Value>) -> 
             value(&controller.set_volume(&name, &change)?)
         }
         "volume_where" => locate(controller, params),
+        "volume_pin" => {
+            let (name, span) = read(params, |fields| {
+                let (name, span) = (name(fields), span(fields));
+                if span.is_none() {
+                    fields.missing("lba", "the first logical block, and `blocks` of them");
+                }
+                Some((name?, span?))
+            })?;
+            began(controller.pin_volume(&name, span)?)
+        }
+        "volume_unpin" => {
+            let (name, span) = read(params, |fields| {
+                let span = span(fields);
+                Some((name(fields)?, span))
+            })?;
+            value(&controller.unpin_volume(&name, span)?)
+        }
         _ => {
             let (name, commit) = read(params, |fields| {
                 let commit = fields.flag("commit").unwrap_or(false);
@@ -234,6 +254,14 @@ fn volume(controller: &Controller, method: &str, params: Map<String, Value>) -> 
             value(&controller.recover_lost_cache(&name, commit)?)
         }
     }
+}
+
+/// Logical blocks, if any are said: from `lba` on, one or as many as `blocks` says.
+fn span(fields: &mut Fields<'_>) -> Option<LbaSpan> {
+    let first = fields.int("lba", 0, u64::MAX - 1);
+    let most = u64::MAX - first.unwrap_or(0);
+    let blocks = fields.int("blocks", 1, most).unwrap_or(1);
+    Some(LbaSpan { first: first?, blocks })
 }
 
 fn began(job: u64) -> Answer {

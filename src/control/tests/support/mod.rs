@@ -105,6 +105,9 @@ fn new_stat(volume: &VolumeConfig, prefix: &str, number: usize) -> VolumeStat {
         bypassed_writes: 1,
         hit_ratio: Some(0.8),
         cached_bytes: 0,
+        cache_min_bytes: 0,
+        cache_max_bytes: None,
+        pinned_bytes: 0,
         memory_tier_bytes: 0,
         dirty_bytes: 0,
         prefix: None,
@@ -218,6 +221,13 @@ impl NodeControl for Handle {
     }
 
     fn drain(&self, name: &str, job: JobHandle) -> Result<()> {
+        self.change()?;
+        self.known(name)?;
+        Arc::clone(&self.0).later(job, |_| {});
+        Ok(())
+    }
+
+    fn pin(&self, name: &str, job: JobHandle) -> Result<()> {
         self.change()?;
         self.known(name)?;
         Arc::clone(&self.0).later(job, |_| {});

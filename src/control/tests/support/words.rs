@@ -88,6 +88,8 @@ pub const RPC: &[&str] = &[
     "volume_set_mode",
     "volume_drain",
     "volume_scrub",
+    "volume_pin",
+    "volume_unpin",
     "\"rate\":\"1MiB\",",
     "volume_set",
     "volume_recover",

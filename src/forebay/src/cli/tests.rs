@@ -33,6 +33,9 @@ fn the_documented_commands_parse() {
         "forebay volume scrub v --rate 128MiB --no-wait",
         "forebay scrub v --timeout 1m",
         "forebay volume set v --cache-min 1G --cache-max 8G",
+        "forebay volume pin v --lba 0+8 --no-wait",
+        "forebay volume unpin v --lba 3",
+        "forebay volume unpin v --all",
         "forebay volume recover v --lost-cache",
         "forebay host allow nqn.2014-08.org.nvmexpress:uuid:1",
         "forebay host deny nqn.2014-08.org.nvmexpress:uuid:1 --volume v",
@@ -68,6 +71,9 @@ fn what_is_wrong_is_refused_as_usage_with_what_is_accepted() {
         ("forebay volume set v --cache-min 1Q", ErrorKind::ValueValidation, "8G"),
         ("forebay volume where v --lba 7-0", ErrorKind::ValueValidation, "FIRST+COUNT"),
         ("forebay volume where v --lba 5+0", ErrorKind::ValueValidation, "FIRST+COUNT"),
+        ("forebay volume pin v", ErrorKind::MissingRequiredArgument, "--lba"),
+        ("forebay volume unpin v", ErrorKind::MissingRequiredArgument, "--all"),
+        ("forebay volume unpin v --all --lba 3", ErrorKind::ArgumentConflict, "--lba"),
         ("forebay volume recover v", ErrorKind::MissingRequiredArgument, "--lost-cache"),
         ("forebay volume drain v --timeout 3", ErrorKind::ValueValidation, "500ms"),
         ("forebay job wait x", ErrorKind::ValueValidation, "x"),
@@ -80,16 +86,5 @@ fn what_is_wrong_is_refused_as_usage_with_what_is_accepted() {
         assert_eq!(error.kind(), kind, "{line}: {error}");
         assert_eq!(error.exit_code(), 2, "{line}");
         assert!(error.to_string().contains(named), "{line}: {error}");
-    }
-}
-
-#[test]
-fn ranges_of_blocks() {
-    assert_eq!(lba_range("7"), Ok((7, 1)));
-    assert_eq!(lba_range("0-7"), Ok((0, 8)));
-    assert_eq!(lba_range("8+8"), Ok((8, 8)));
-    for bad in ["", "-", "+", "a", "1-", "18446744073709551615+1", "0-18446744073709551615", "1+-1"]
-    {
-        assert!(lba_range(bad).is_err(), "{bad}");
     }
 }

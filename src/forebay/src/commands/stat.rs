@@ -107,7 +107,7 @@ fn volumes(volumes: &[VolumeStat], over: &Over<'_>) -> String {
         return "There are no volumes.\n".to_owned();
     }
     let head = [
-        "VOLUME", "MODE", "HIT", "MEM", "BYPASS", "W BYPASS", "DIRTY", "OLDEST", "DESTAGE",
+        "VOLUME", "MODE", "HIT", "MEM", "BYPASS", "W BYPASS", "CACHED", "DIRTY", "OLDEST", "DESTAGE",
         "R IOPS", "R MiB/s", "R p50", "R p99", "R p99.9", "W IOPS", "W MiB/s", "W p50", "W p99",
         "W p99.9",
     ];
@@ -116,6 +116,7 @@ fn volumes(volumes: &[VolumeStat], over: &Over<'_>) -> String {
         let mut row = vec![volume.name.clone(), volume.mode.to_string()];
         row.extend(shares(volume, over));
         row.extend([
+            bytes(volume.cached_bytes),
             bytes(volume.dirty_bytes),
             super::volume::age_of(volume),
             format!("{}/s", bytes_f64(destaged)),

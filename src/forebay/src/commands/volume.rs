@@ -8,7 +8,7 @@ use forebay_control::error::{ControlError, ErrorKind, Result};
 use forebay_control::jobs::JobView;
 use forebay_control::node::{LbaRange, Located, LostCache};
 use forebay_control::stat::{OrderedJournalStat, Prefix, VolumeStat};
-use forebay_control::value::Mode;
+use forebay_control::value::{LbaSpan, Mode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -96,7 +96,21 @@ pub(super) fn run(context: &Context, args: Volume) -> Result<()> {
             progress::follow(&mut client, format, began.job, &wait)
         }
         Volume::Scrub(args) => scrub(context, &args),
-        Volume::Where { name, lba: (lba, blocks) } => locate(context, &name, lba, blocks),
+        Volume::Where { name, lba } => locate(context, &name, lba),
+        Volume::Pin { name, lba, wait } => {
+            let mut client = context.client()?;
+            let params = json!({ "name": name, "lba": lba.first, "blocks": lba.blocks });
+            let began: Began = client.get("volume_pin", params)?;
+            progress::follow(&mut client, format, began.job, &wait)
+        }
+        Volume::Unpin { name, lba, all: _ } => {
+            let mut params = json!({ "name": name });
+            if let Some(lba) = lba {
+                (params["lba"], params["blocks"]) = (json!(lba.first), json!(lba.blocks));
+            }
+            let config: VolumeConfig = context.client()?.get("volume_unpin", params)?;
+            output::show(format, &config, |config| configured(config).join("\n"))
+        }
         Volume::Set { name, limits } => {
             let mut params = limit_params(&limits.limits);
             params.insert("name".to_owned(), json!(name));
@@ -273,14 +287,7 @@ fn details(shown: &Shown) -> String {
                 add("", cause.clone());
             }
         }
-        add(
-            "cached",
-            format!(
-                "{}, {} of it in memory",
-                output::bytes(v.cached_bytes),
-                output::bytes(v.memory_tier_bytes)
-            ),
-        );
+        add("cached", cached_text(v));
         add(
             "hit ratio",
             v.hit_ratio.map_or_else(|| "-".to_owned(), |r| format!("{:.1} %", r * 100.0)),
@@ -309,6 +316,22 @@ fn details(shown: &Shown) -> String {
         lines.push(format!("{}: {state} {}", progress::named(job), progress::speed(job)));
     }
     lines.join("\n")
+}
+
+/// What the cache has of a volume, and may have.
+fn cached_text(volume: &VolumeStat) -> String {
+    let mut parts = vec![output::bytes(volume.cached_bytes)];
+    if volume.cache_min_bytes > 0 {
+        parts.push(format!("{} that others leave it", output::bytes(volume.cache_min_bytes)));
+    }
+    if let Some(max) = volume.cache_max_bytes {
+        parts.push(format!("no fills beyond {}", output::bytes(max)));
+    }
+    if volume.pinned_bytes > 0 {
+        parts.push(format!("{} pinned", output::bytes(volume.pinned_bytes)));
+    }
+    parts.push(format!("{} of its cache in memory", output::bytes(volume.memory_tier_bytes)));
+    parts.join(", ")
 }
 
 /// What the backing store would be without the cache, in words.
@@ -350,11 +373,13 @@ fn configured(config: &VolumeConfig) -> Vec<String> {
     add("memory_tier", config.memory_tier.map(|v| v.to_string()));
     add("cache_min", config.cache_min.map(|v| v.to_string()));
     add("cache_max", config.cache_max.map(|v| v.to_string()));
+    let pins: Vec<String> = config.pin.iter().map(ToString::to_string).collect();
+    add("pin", Some(if pins.is_empty() { "none".to_owned() } else { pins.join(", ") }));
     lines
 }
 
-fn locate(context: &Context, name: &str, lba: u64, blocks: u64) -> Result<()> {
-    let params = json!({ "name": name, "lba": lba, "blocks": blocks });
+fn locate(context: &Context, name: &str, lba: LbaSpan) -> Result<()> {
+    let params = json!({ "name": name, "lba": lba.first, "blocks": lba.blocks });
     let answer: Pieces = context.client()?.get("volume_where", params)?;
     output::show(context.format, &answer, |answer| {
         let rows = answer.pieces.iter().map(|piece| {

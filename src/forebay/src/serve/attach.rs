@@ -100,6 +100,7 @@ pub(crate) fn add_to_engine(
         epoch: identity.epoch,
         on_failure: forebay_cache::engine::OnFailure::default(),
     };
+    let quota = super::share::quota_of(config, spec.backing.size)?;
     let (id, name) = (identity.id, config.name.clone());
     let uri = config.ordered_journal.clone().unwrap_or_default();
     failpoints::hit("volume-add");
@@ -112,7 +113,9 @@ pub(crate) fn add_to_engine(
         {
             return Err(super::journal::refused(&uri, &JournalError::BatchDamaged));
         }
+        part.check_quota(id, spec.backing.size, &quota).map_err(engine_error)?;
         part.add_volume(&spec).map_err(engine_error)?;
+        part.set_quota(id, &quota).map_err(engine_error)?;
         if let Some(opened) = journal {
             part.set_ordered_journal(id, opened)
                 .map_err(|error| super::journal::refused(&uri, &error))?;
@@ -167,6 +170,9 @@ pub(crate) fn engine_error(error: forebay_cache::engine::ControlError) -> Contro
         Engine::NoSuchVolume(_) => ErrorKind::NotFound,
         Engine::AlreadyThere(_) => ErrorKind::Exists,
         Engine::Busy(_) | Engine::Stopping => ErrorKind::Busy,
+        Engine::QuotaTooLarge { .. } | Engine::KeepsMoreThanMax { .. } => {
+            return super::share::refused(&error);
+        }
         Engine::Invalid(_) | Engine::OtherBlockSize { .. } => ErrorKind::Invalid,
         Engine::OtherBacking { .. } | Engine::OtherSize { .. } => ErrorKind::Unsafe,
         Engine::TooMany | Engine::IndexTooSmall { .. } | Engine::CacheFailed => ErrorKind::Failed,

@@ -30,6 +30,7 @@ mod registry;
 mod scrub;
 mod service;
 mod shard;
+mod share;
 mod signals;
 pub(crate) mod start;
 mod stat;

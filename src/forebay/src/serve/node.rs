@@ -343,11 +343,17 @@ impl NodeControl for Handle {
         self.0.scrub(name, rate, job)
     }
 
+    fn pin(&self, name: &str, job: JobHandle) -> Result<()> {
+        self.0.pin(name, job)
+    }
+
     fn update_volume(&self, volume: &VolumeConfig) -> Result<()> {
         let mut inner = self.0.lock();
         let hosts = access(volume, &inner.hosts, self.0.config.security.any_host_from_loopback)?;
         let served = inner.registry.find(&volume.name)?.clone();
+        super::share::check(&self.0, &served, volume)?;
         self.0.give_journal(&mut inner.registry, &served, volume)?;
+        super::share::apply(&self.0, &served, volume)?;
         let served = inner.registry.find_mut(&volume.name)?;
         served.config = volume.clone();
         let served = served.clone();
