@@ -159,7 +159,10 @@ fn what_is_pinned_is_kept_joined_and_let_go() {
     let mut wanted = controller.effective();
     wanted.volumes[0].pin = vec![span("8-9")];
     let differences = controller.diff(&wanted);
-    assert_eq!((differences[0].what.as_str(), differences[0].node.as_str()), ("volume db.pin", "7"));
+    assert_eq!(
+        (differences[0].what.as_str(), differences[0].node.as_str()),
+        ("volume db.pin", "7")
+    );
     assert_eq!(differences[0].action, Action::Change);
     controller.apply(&wanted, false).unwrap();
     assert_eq!(pins(&controller), ["8-9"]);

@@ -21,7 +21,12 @@ fn ask(http: &Http, request: &[u8]) -> String {
 fn metrics_are_well_formed_and_strangers_get_short_answers() {
     let dir = Dir::new("http");
     let (node, controller) = start(&config(&dir.0));
-    node.volumes.lock().unwrap()[0].backing.uri = "x\"\\\n".to_owned();
+    {
+        let db = &mut node.volumes.lock().unwrap()[0];
+        db.backing.uri = "x\"\\\n".to_owned();
+        (db.cached_bytes, db.cache_min_bytes) = (5 << 20, 4 << 20);
+        (db.cache_max_bytes, db.pinned_bytes) = (Some(8 << 20), 4096);
+    }
     let http = Http::start("127.0.0.1:0".parse().unwrap(), controller).unwrap();
     let answer = ask(&http, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -35,6 +40,14 @@ fn metrics_are_well_formed_and_strangers_get_short_answers() {
     assert!(
         body.contains("forebay_volume_write_blocks_total{volume=\"db\",outcome=\"bypass\"} 1\n")
     );
+    for line in [
+        "forebay_volume_cached_bytes{volume=\"db\"} 5242880\n",
+        "forebay_volume_cache_min_bytes{volume=\"db\"} 4194304\n",
+        "forebay_volume_cache_max_bytes{volume=\"db\"} 8388608\n",
+        "forebay_volume_pinned_bytes{volume=\"db\"} 4096\n",
+    ] {
+        assert!(body.contains(line), "{line}{body}");
+    }
     // A histogram: cumulative, its last bucket and its count all commands.
     let of = |name: &str| {
         let line = format!("forebay_volume_command_seconds_{name}");

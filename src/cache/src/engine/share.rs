@@ -48,7 +48,8 @@ impl BlockRange {
 /// What a volume keeps of the cache, and what it may have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Quota {
-    /// Bytes of cache that no other volume takes away, once the volume has them.
+    /// Bytes of cache that no other volume takes away, once the volume has them. More than its size
+    /// counts as its size.
     pub min: u64,
     /// Bytes beyond which the volume gets no fills; `None` for no bound.
     pub max: Option<u64>,
@@ -70,6 +71,11 @@ fn joined(pins: &[BlockRange]) -> Vec<BlockRange> {
         }
     }
     all
+}
+
+/// Blocks of a minimum: not more than the volume has.
+fn least(quota: &Quota, size: u64) -> u64 {
+    quota.min.min(size).div_ceil(BLOCK)
 }
 
 /// The same of a volume in the engine, in blocks.
@@ -131,12 +137,7 @@ impl<B: Buf> Engine<B> {
     /// # Errors
     /// [`ControlError::QuotaTooLarge`], [`ControlError::KeepsMoreThanMax`], or
     /// [`ControlError::Invalid`] for pins beyond the end of the volume or too many of them.
-    pub fn check_quota(
-        &self,
-        id: VolumeId,
-        size: u64,
-        quota: &Quota,
-    ) -> Result<(), ControlError> {
+    pub fn check_quota(&self, id: VolumeId, size: u64, quota: &Quota) -> Result<(), ControlError> {
         let pins = joined(&quota.pins);
         if pins.len() > PINS_MAX {
             return Err(ControlError::Invalid("a volume has at most 256 pinned ranges"));
@@ -145,7 +146,7 @@ impl<B: Buf> Engine<B> {
             return Err(ControlError::Invalid("a pinned range is beyond the end of the volume"));
         }
         let pinned: u64 = pins.iter().map(|pin| pin.blocks).sum();
-        let keeps = pinned.max(quota.min.div_ceil(BLOCK));
+        let keeps = pinned.max(least(quota, size));
         if let Some(max) = quota.max.filter(|max| keeps > max / BLOCK) {
             return Err(ControlError::KeepsMoreThanMax { keeps: keeps * BLOCK, max });
         }
@@ -175,7 +176,7 @@ impl<B: Buf> Engine<B> {
         let Some(vol) = self.vols.get_mut(place) else { return Ok(()) };
         let share = &mut vol.share;
         let pins = joined(&quota.pins);
-        (share.min, share.max) = (quota.min.div_ceil(BLOCK), quota.max.map(|max| max / BLOCK));
+        (share.min, share.max) = (least(quota, size), quota.max.map(|max| max / BLOCK));
         if share.pins != pins {
             share.pinned = pins.iter().map(|pin| pin.blocks).sum();
             share.pins = pins;
@@ -224,8 +225,7 @@ impl<B: Buf> Engine<B> {
             vol.share.leaving = 0;
         }
         let (kept, slots) = (self.vols.kept(), self.segs.data_slots().max(1));
-        let holds =
-            self.dirty + self.kept + kept <= self.usable_slots() * GIVE_WAY_PERCENT / 100;
+        let holds = self.dirty + self.kept + kept <= self.usable_slots() * GIVE_WAY_PERCENT / 100;
         let quarter = u64::from(self.map.geometry().data_slots() / 4);
         // Of each segment a share is kept on average, which nothing is gained of.
         let budget = if holds { quarter * slots.saturating_sub(kept) / slots } else { quarter };
@@ -269,7 +269,8 @@ mod tests {
 
     #[test]
     fn ranges_that_overlap_or_touch_are_joined() {
-        let all = [range(10, 5), range(0, 3), range(30, 0), range(15, 1), range(2, 4), range(12, 1)];
+        let all =
+            [range(10, 5), range(0, 3), range(30, 0), range(15, 1), range(2, 4), range(12, 1)];
         assert_eq!(joined(&all), [range(0, 6), range(10, 6)]);
         assert_eq!(joined(&[range(5, 10), range(6, 2)]), [range(5, 10)]);
         assert!(joined(&[]).is_empty());

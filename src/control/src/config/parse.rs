@@ -2,8 +2,8 @@
 
 use super::check::check_together;
 use super::{
-    BLOCK_SIZE, CacheConfig, ControlConfig, ListenConfig, NQN_PREFIX, NodeConfig, Origin, PINS_MAX, PORT,
-    SOCKET, STATE_DIR, SecurityConfig, ServeConfig, Transport, VolumeConfig,
+    BLOCK_SIZE, CacheConfig, ControlConfig, ListenConfig, NQN_PREFIX, NodeConfig, Origin, PINS_MAX,
+    PORT, SOCKET, STATE_DIR, SecurityConfig, ServeConfig, Transport, VolumeConfig,
 };
 use crate::error::{ControlError, Detail, ErrorKind};
 use crate::fields::{Fields, ISSUES_MAX, Issue, Item, Raw, Table};

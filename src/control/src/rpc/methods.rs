@@ -88,9 +88,7 @@ pub(super) fn call(controller: &Controller, method: &str, params: Map<String, Va
         }
         "volume_show" | "volume_create" | "volume_delete" | "volume_set_mode" | "volume_drain"
         | "volume_set" | "volume_where" | "volume_recover" | "volume_scrub" | "volume_pin"
-        | "volume_unpin" => {
-            volume(controller, method, params)
-        }
+        | "volume_unpin" => volume(controller, method, params),
         "host_allow" | "host_deny" | "host_list" => host(controller, method, params),
         "job_list" | "job_wait" | "job_cancel" => job(controller, method, params),
         "config_plan" | "config_diff" | "config_apply" | "config_export" => {

@@ -107,9 +107,9 @@ fn volumes(volumes: &[VolumeStat], over: &Over<'_>) -> String {
         return "There are no volumes.\n".to_owned();
     }
     let head = [
-        "VOLUME", "MODE", "HIT", "MEM", "BYPASS", "W BYPASS", "CACHED", "DIRTY", "OLDEST", "DESTAGE",
-        "R IOPS", "R MiB/s", "R p50", "R p99", "R p99.9", "W IOPS", "W MiB/s", "W p50", "W p99",
-        "W p99.9",
+        "VOLUME", "MODE", "HIT", "MEM", "BYPASS", "W BYPASS", "CACHED", "DIRTY", "OLDEST",
+        "DESTAGE", "R IOPS", "R MiB/s", "R p50", "R p99", "R p99.9", "W IOPS", "W MiB/s", "W p50",
+        "W p99", "W p99.9",
     ];
     let rows = volumes.iter().map(|volume| {
         let destaged = over.of_volume(volume, |v| v.destaged_bytes) / over.seconds;

@@ -28,8 +28,7 @@ pub(crate) fn quota_of(config: &VolumeConfig, size: u64) -> Result<Quota> {
     let total = size / unit.max(1);
     let range = |span: &forebay_control::value::LbaSpan| {
         if span.end() > total {
-            let message =
-                format!("pinned blocks are beyond the end of volume `{}`", config.name);
+            let message = format!("pinned blocks are beyond the end of volume `{}`", config.name);
             return Err(ControlError::new(ErrorKind::Invalid, message)
                 .field("pin")
                 .value(span)
@@ -58,7 +57,9 @@ pub(crate) fn refused(error: &EngineError) -> ControlError {
                     ByteSize(*most),
                     ByteSize(*others)
                 ))
-                .remedy("keep less, here or for others: `forebay volume set`, `forebay volume unpin`")
+                .remedy(
+                    "keep less, here or for others: `forebay volume set`, `forebay volume unpin`",
+                )
         }
         EngineError::KeepsMoreThanMax { keeps, max } => {
             ControlError::new(ErrorKind::Invalid, "more would be kept than the volume may have")
@@ -138,10 +139,8 @@ impl Node {
 
 /// The end of a job after which pinned blocks are missing.
 fn missing(status: &forebay_cache::engine::PinStatus) -> ControlError {
-    let message = format!(
-        "{} of what is pinned did not enter the cache",
-        ByteSize(status.missing_bytes)
-    );
+    let message =
+        format!("{} of what is pinned did not enter the cache", ByteSize(status.missing_bytes));
     ControlError::failed(message).remedy(
         "it comes in when hosts read it; or pin it again, once `forebay stat` shows nothing that is wrong",
     )
