@@ -85,10 +85,10 @@ fn noise(load: &mut Load, host: &mut Host) {
 
 #[test]
 fn a_noisy_neighbour_takes_no_more_than_it_may() {
-    let setup = setup();
+    let mut setup = setup();
+    let address = setup.address();
     let daemon = Daemon::start(&setup);
-    let connect =
-        |name: &str| Host::connect(setup.address(), &Setup::nqn(name), HostOptions::default());
+    let connect = |name: &str| Host::connect(address, &Setup::nqn(name), HostOptions::default());
     let mut quiet_host = connect("quiet");
     let mut quiet = Load::new(seed(21), Plan::mixed(32 * MIB));
     quiet.write_all(&mut quiet_host, &pieces(USED));
@@ -112,6 +112,9 @@ fn a_noisy_neighbour_takes_no_more_than_it_may() {
     assert_eq!(cached(&daemon, "quiet", &PINNED), 1024);
     assert_eq!(daemon.volume("quiet").pinned_bytes, 4 * MIB);
 
+    // While there is room for all, so that only the maximum stops it.
+    bounded(&daemon, &mut connect("bounded"));
+
     let mut noisy_host = connect("noisy");
     let mut noisy = Load::new(seed(22), Plan::mixed(128 * MIB));
     noise(&mut noisy, &mut noisy_host);
@@ -125,7 +128,6 @@ fn a_noisy_neighbour_takes_no_more_than_it_may() {
     assert!(volume.cached_bytes >= 8 * MIB, "{}", volume.cached_bytes);
     assert_eq!(cached(&daemon, "quiet", &PINNED), 1024, "pinned blocks stay");
 
-    bounded(&daemon, &mut connect("bounded"));
     cancelled(&daemon);
 
     // All of it is there after a restart, a clean one and a kill, without being fetched.
@@ -160,6 +162,17 @@ fn a_noisy_neighbour_takes_no_more_than_it_may() {
     assert!(daemon.volume("quiet").cached_bytes < 8 * MIB);
     let verified = verified + noisy.verify_range(&mut noisy_host, 0..1024);
     noisy.assert_no_errors();
+    daemon.stop();
+
+    // A file that asks for too much is refused as a whole; put right, all is as it was.
+    let volume = setup.volumes[0].clone();
+    setup.volumes[0] = volume.clone().with("cache_min", "\"1G\"");
+    let refused = support::refused(&setup);
+    assert!(refused.text.contains("half of the cache"), "{}", refused.text);
+    setup.volumes[0] = volume.with("pin", "[\"0-15\", \"16+16\"]");
+    let daemon = Daemon::start(&setup);
+    assert_eq!(daemon.volume("quiet").pinned_bytes, 32 * BLOCK);
+    daemon.stop();
     support::conclude(verified);
 }
 
@@ -174,9 +187,10 @@ fn bounded(daemon: &Daemon, host: &mut Host) {
                 assert!(now <= max * MIB, "{now} of {max} MiB");
             }
         }
-        let volume = daemon.volume("bounded");
-        assert!(volume.cached_bytes <= max * MIB, "{} of {max} MiB", volume.cached_bytes);
-        assert_eq!(volume.cache_max_bytes, Some(max * MIB));
+        let volume = support::wait("the maximum is reached", LIMIT, || {
+            Some(daemon.volume("bounded")).filter(|volume| volume.cached_bytes >= max * MIB)
+        });
+        assert_eq!((volume.cached_bytes, volume.cache_max_bytes), (max * MIB, Some(max * MIB)));
         println!("process: {max} MiB at most: {} KiB cached", volume.cached_bytes / 1024);
     }
 }

@@ -113,7 +113,6 @@ pub(crate) fn add_to_engine(
         {
             return Err(super::journal::refused(&uri, &JournalError::BatchDamaged));
         }
-        part.check_quota(id, spec.backing.size, &quota).map_err(engine_error)?;
         part.add_volume(&spec).map_err(engine_error)?;
         part.set_quota(id, &quota).map_err(engine_error)?;
         if let Some(opened) = journal {

@@ -173,6 +173,8 @@ impl Node {
         info: &DeviceInfo,
     ) -> Result<Served> {
         let cache = &self.caches[number];
+        let place = (cache.reactor, cache.engine);
+        super::share::check(&self.reactors, place, id, config, info.size)?;
         if registry.store.find(&config.name).is_none() {
             super::journal::check(config, None, info)?;
             let new = NewVolume {
@@ -351,7 +353,8 @@ impl NodeControl for Handle {
         let mut inner = self.0.lock();
         let hosts = access(volume, &inner.hosts, self.0.config.security.any_host_from_loopback)?;
         let served = inner.registry.find(&volume.name)?.clone();
-        super::share::check(&self.0, &served, volume)?;
+        let place = (served.reactor, served.engine);
+        super::share::check(&self.0.reactors, place, served.id, volume, served.size)?;
         self.0.give_journal(&mut inner.registry, &served, volume)?;
         super::share::apply(&self.0, &served, volume)?;
         let served = inner.registry.find_mut(&volume.name)?;

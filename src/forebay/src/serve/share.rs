@@ -2,6 +2,7 @@
 //! the job that follows how pinned blocks are fetched.
 
 use super::attach::engine_error;
+use super::calls::Reactors;
 use super::follow::cancelled;
 use super::node::Node;
 use super::registry::Served;
@@ -10,6 +11,7 @@ use forebay_control::config::VolumeConfig;
 use forebay_control::error::{ControlError, ErrorKind, Result};
 use forebay_control::jobs::JobHandle;
 use forebay_control::value::ByteSize;
+use forebay_io::VolumeId;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -71,14 +73,20 @@ pub(crate) fn refused(error: &EngineError) -> ControlError {
     }
 }
 
-/// Whether a volume can be given what its new configuration says.
+/// Whether a volume of `size` bytes, that is served or is to be, can be given what its configuration
+/// says.
 ///
 /// # Errors
 /// The engine's; nothing changes in any case.
-pub(crate) fn check(node: &Node, served: &Served, config: &VolumeConfig) -> Result<()> {
-    let quota = quota_of(config, served.size)?;
-    let (id, engine, size) = (served.id, served.engine, served.size);
-    node.reactors.call(served.reactor, move |service, _| {
+pub(crate) fn check(
+    reactors: &Reactors,
+    (reactor, engine): (u32, usize),
+    id: VolumeId,
+    config: &VolumeConfig,
+    size: u64,
+) -> Result<()> {
+    let quota = quota_of(config, size)?;
+    reactors.call(reactor, move |service, _| {
         let part = service.shard.engine(engine);
         part.map_or(Ok(()), |part| part.check_quota(id, size, &quota).map_err(engine_error))
     })?
@@ -144,4 +152,26 @@ fn missing(status: &forebay_cache::engine::PinStatus) -> ControlError {
     ControlError::failed(message).remedy(
         "it comes in when hosts read it; or pin it again, once `forebay stat` shows nothing that is wrong",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use forebay_control::value::Mode;
+
+    #[test]
+    fn pinned_blocks_become_whole_cache_blocks() {
+        let mut config = VolumeConfig::new("v", "mem:?size=1M", Mode::WriteBack);
+        config.pin = vec!["7-8".parse().unwrap(), "64+8".parse().unwrap()];
+        config.cache_min = Some(ByteSize(5));
+        let quota = quota_of(&config, 1 << 20).unwrap();
+        let ranges = [(0, 2), (8, 1)].map(|(first, blocks)| BlockRange { first, blocks });
+        assert_eq!((quota.pins.as_slice(), quota.min, quota.max), (ranges.as_slice(), 5, None));
+        config.block_size = 4096;
+        let quota = quota_of(&config, 1 << 20).unwrap();
+        assert_eq!(quota.pins[1], BlockRange { first: 64, blocks: 8 });
+        let error = quota_of(&config, 71 * 4096).unwrap_err();
+        assert_eq!(error.detail.value.as_deref(), Some("64-71"));
+        assert_eq!(error.detail.accepted.as_deref(), Some("blocks 0 to 70"));
+    }
 }
