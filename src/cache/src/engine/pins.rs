@@ -38,6 +38,8 @@ pub(super) struct Pass {
     reads: u32,
     flying: u64,
     fetched: u64,
+    /// Not before this: the backing device failed.
+    after: Instant,
     stall: Option<&'static str>,
 }
 
@@ -148,18 +150,17 @@ impl<B: Buf> Engine<B> {
                 continue;
             }
             self.pins.on = true;
-            let stall = self.pin_stall(place);
-            if let Some(vol) = self.vols.get_mut(place) {
-                vol.share.pass.stall = stall;
-            }
-            let at = if stall.is_some() { cx.now + STALL } else { self.pins_look(cx, place) };
-            next = next.min(at);
+            let stall = self.pin_stall(place, cx.now);
+            let Some(vol) = self.vols.get_mut(place) else { continue };
+            vol.share.pass.stall = stall;
+            let later = (cx.now + STALL).min(vol.share.pass.after.max(cx.now + PAUSE));
+            next = next.min(if stall.is_some() { later } else { self.pins_look(cx, place) });
         }
         self.pins.at = next;
     }
 
     /// Why the pinned blocks of a volume cannot be fetched now.
-    fn pin_stall(&self, place: u16) -> Option<&'static str> {
+    fn pin_stall(&self, place: u16, now: Instant) -> Option<&'static str> {
         let vol = self.vols.get(place)?;
         if !vol.attached || !self.warm.is_idle() {
             return Some("what the cache held before its start is being read");
@@ -167,8 +168,11 @@ impl<B: Buf> Engine<B> {
         if !vol.caching || vol.detaching {
             return Some("the volume does not cache now");
         }
-        if vol.health.failing.is_some() || vol.health.hanging.is_some() {
+        if vol.health.hanging.is_some() {
             return Some("the backing device does not answer");
+        }
+        if now < vol.share.pass.after {
+            return Some("the backing device fails");
         }
         None
     }
@@ -265,7 +269,14 @@ impl<B: Buf> Engine<B> {
             let pass = &mut vol.share.pass;
             pass.reads = pass.reads.saturating_sub(1);
             pass.flying = pass.flying.saturating_sub(blocks);
-            pass.fetched += if good { blocks } else { 0 };
+            if good {
+                pass.fetched += blocks;
+            } else {
+                // Once more, but not at once.
+                pass.at = pass.at.min(block);
+                pass.missing = pass.missing.saturating_sub(blocks);
+                pass.after = cx.now + STALL;
+            }
         }
         self.fill_fetched(cx, (place, block, blocks), fill, done);
     }
