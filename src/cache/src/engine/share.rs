@@ -241,7 +241,7 @@ impl<B: Buf> Engine<B> {
         flags: Flags,
         (holds, budget): (bool, u32),
     ) -> Option<bool> {
-        let Some(vol) = self.vols.get_mut(place) else { return None };
+        let vol = self.vols.get_mut(place)?;
         let cached = self.index.volume_len(vol.index).saturating_sub(vol.share.leaving);
         let share = &mut vol.share;
         let bad = flags.spare() & spare::BAD != 0;
