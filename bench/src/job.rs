@@ -1,9 +1,10 @@
-//! The closed loop over one device.
+//! The loop over one device: closed, or open where the workload has a pace.
 
 use core::fmt;
 use core::ops::Range;
 use core::sync::atomic::Ordering;
 
+use crate::pace::Schedule;
 use crate::random::{Positions, Random};
 use crate::run::Counters;
 use crate::stamp::{self, Ledger, Mismatch};
@@ -16,7 +17,8 @@ mod tests;
 
 /// Longest latency that a histogram tells from longer ones.
 const LONGEST: Duration = Duration::from_secs(300);
-/// How long operations in flight may take to end once nothing new is started.
+/// How long operations in flight may take to end once nothing new is started, and how long after its end
+/// an open loop still starts operations that were due before it.
 const GRACE: Duration = Duration::from_secs(60);
 /// Polls without a completion before the processor is offered to others.
 const SPINS: u32 = 256;
@@ -101,9 +103,17 @@ pub struct JobResult {
     pub reads: Tally,
     /// Writes.
     pub writes: Tally,
+    /// Reads of the scan beside them.
+    pub scans: Tally,
+    /// Operations that ended well, warming up included; not those that read back.
+    pub all_ops: u64,
+    /// The longest time between two looks of the loop at its device while measuring: what held up the
+    /// load itself for so long is in the latencies, too.
+    pub longest_pause: Duration,
     /// From the end of warming up to the last completion.
     pub elapsed: Duration,
-    /// Operations that failed, and those that never ended.
+    /// Operations that failed, those that never ended, and those of an open loop that were due and never
+    /// began.
     pub errors: u64,
     /// The first of them.
     pub first_error: Option<DeviceError>,
@@ -117,10 +127,23 @@ pub struct JobResult {
 
 /// One operation in flight.
 struct Slot<B> {
+    /// In an open loop, when it was due: what it waited for a free slot or a full device is a part of its
+    /// latency, or else a stall would hide what it held up.
     started: Instant,
     block: u64,
-    write: bool,
+    kind: Kind,
     buf: Option<B>,
+}
+
+/// What an operation is to the load.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Read,
+    Write,
+    /// A read of the scan.
+    Scan,
+    /// A read back: a check, no part of the load.
+    Back,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -133,7 +156,7 @@ enum Phase {
     Drain,
 }
 
-/// A closed loop over one device.
+/// A loop over one device.
 pub struct Job<D: Device, P> {
     workload: Workload,
     device: D,
@@ -144,6 +167,10 @@ pub struct Job<D: Device, P> {
     positions: Positions,
     random: Random,
     next_sequential: u64,
+    next_scan: u64,
+    schedule: Option<Schedule>,
+    number: u16,
+    seed: u64,
     slots: Vec<Slot<D::Buf>>,
     free: Vec<usize>,
     ledger: Option<Ledger>,
@@ -170,7 +197,7 @@ impl<D: Device, P: BufPool<Buf = D::Buf>> Job<D, P> {
             if let Some(data) = buf.as_mut_slice() {
                 stamp::fill(data, seed, at, 0);
             }
-            slots.push(Slot { started: Instant(0), block: 0, write: false, buf: Some(buf) });
+            slots.push(Slot { started: Instant(0), block: 0, kind: Kind::Read, buf: Some(buf) });
         }
         let ledger = if workload.verify {
             let units =
@@ -180,10 +207,17 @@ impl<D: Device, P: BufPool<Buf = D::Buf>> Job<D, P> {
             None
         };
         // Sequential jobs that share a range begin at different places of it.
-        let offset = if workload.verify { 0 } else { count / u64::from(workload.jobs) };
+        let shares = u64::from(if workload.verify { 1 } else { workload.jobs });
+        let own = |count: u64| count / shares * (u64::from(number) % shares);
+        let positions = Positions::new(count, workload.distribution);
+        let cold = positions.cold_from();
         Ok(Self {
-            next_sequential: blocks.start + offset * u64::from(number),
-            positions: Positions::new(count, workload.distribution),
+            next_sequential: blocks.start + own(count),
+            next_scan: blocks.start + cold + own(count - cold),
+            schedule: None,
+            number,
+            seed,
+            positions,
             random: Random::new(seed),
             workload: workload.clone(),
             free: (0..slots.len()).rev().collect(),
@@ -199,6 +233,9 @@ impl<D: Device, P: BufPool<Buf = D::Buf>> Job<D, P> {
             result: JobResult {
                 reads: Tally::new()?,
                 writes: Tally::new()?,
+                scans: Tally::new()?,
+                all_ops: 0,
+                longest_pause: Duration::ZERO,
                 elapsed: Duration::ZERO,
                 errors: 0,
                 first_error: None,
@@ -217,9 +254,15 @@ impl<D: Device, P: BufPool<Buf = D::Buf>> Job<D, P> {
             Limit::Time(time) => measure_from + time,
             Limit::Ops(_) => Instant::NEVER,
         };
+        let jobs = (self.number, self.workload.jobs);
+        self.schedule = self.workload.pace.map(|pace| Schedule::new(pace, begin, jobs, self.seed));
         let mut done = Vec::with_capacity(self.slots.len());
-        let (mut now, mut idle, mut last) = (begin, 0u32, begin);
+        let (mut now, mut idle, mut last, mut looked) = (begin, 0u32, begin, begin);
         loop {
+            if looked >= measure_from {
+                self.result.longest_pause = self.result.longest_pause.max(now.since(looked));
+            }
+            looked = now;
             self.advance(now, end, counters);
             self.start_all(now);
             if self.phase == Phase::Drain && self.free.len() == self.slots.len() {
@@ -249,9 +292,11 @@ impl<D: Device, P: BufPool<Buf = D::Buf>> Job<D, P> {
 
     /// Passes to the next phase where this one is over.
     fn advance(&mut self, now: Instant, end: Instant, counters: &Counters) {
-        let enough = match self.workload.limit {
-            Limit::Time(_) => now >= end,
-            Limit::Ops(ops) => self.issued >= ops,
+        let enough = match (self.workload.limit, &self.schedule) {
+            (Limit::Ops(ops), _) => self.issued >= ops,
+            (Limit::Time(_), None) => now >= end,
+            // All that was due in time is started, however late: to leave it out would be to leave out a stall.
+            (Limit::Time(_), Some(schedule)) => schedule.due() >= end || self.too_late(now, end),
         };
         let failed = self.result.errors > self.workload.max_errors;
         let stop = failed || counters.stop.load(Ordering::Relaxed);
@@ -264,10 +309,35 @@ impl<D: Device, P: BufPool<Buf = D::Buf>> Job<D, P> {
         };
     }
 
+    /// Gives up operations that were due before the end and did not begin long after it. Each is a failure.
+    fn too_late(&mut self, now: Instant, end: Instant) -> bool {
+        if self.phase != Phase::Load || now.since(end) <= GRACE {
+            return false;
+        }
+        while let Some(schedule) = self.schedule.as_mut().filter(|schedule| schedule.due() < end) {
+            schedule.advance();
+            self.result.errors += 1;
+        }
+        self.result.first_error = self.result.first_error.or(Some(DeviceError::Timeout));
+        true
+    }
+
+    /// The moment from which the next operation counts; `None` where it is not due yet.
+    fn start_of_next(&self, now: Instant) -> Option<Instant> {
+        match &self.schedule {
+            Some(schedule) if self.phase == Phase::Load => {
+                Some(schedule.due()).filter(|due| *due <= now)
+            }
+            _ => Some(now),
+        }
+    }
+
     /// Starts as many operations as there is room for.
     fn start_all(&mut self, now: Instant) {
         while let Some(at) = self.free.last().copied() {
-            let Some((block, write)) = self.choose() else { return };
+            let Some(started) = self.start_of_next(now) else { return };
+            let Some((block, kind)) = self.choose() else { return };
+            let write = kind == Kind::Write;
             let Some(buf) = self.buffer(at, block, write) else { return self.release(block) };
             let size = u64::from(self.workload.block_size);
             let token = at as u64;
@@ -284,40 +354,50 @@ impl<D: Device, P: BufPool<Buf = D::Buf>> Job<D, P> {
             }
             self.free.pop();
             self.issued += 1;
-            match &mut self.phase {
-                Phase::ReadBack(next) => *next += 1,
+            match (&mut self.phase, kind) {
+                (Phase::ReadBack(next), _) => *next += 1,
+                (_, Kind::Scan) => self.next_scan = block + 1,
                 _ if !self.workload.rw.is_random() => self.next_sequential = block + 1,
                 _ => {}
             }
+            if let Some(schedule) = self.schedule.as_mut().filter(|_| kind != Kind::Back) {
+                schedule.advance();
+            }
             let slot = &mut self.slots[at];
-            (slot.started, slot.block, slot.write) = (now, block, write);
+            (slot.started, slot.block, slot.kind) = (started, block, kind);
         }
     }
 
-    /// The next block, locked in verify mode, and whether to write it.
-    fn choose(&mut self) -> Option<(u64, bool)> {
-        let (block, write) = match self.phase {
+    /// The next block, locked in verify mode, and what to do with it.
+    fn choose(&mut self) -> Option<(u64, Kind)> {
+        let (block, kind) = match self.phase {
             Phase::Drain => return None,
             Phase::ReadBack(next) if next >= self.blocks.end => return None,
             Phase::ReadBack(next) => {
                 let lock = self.lock(next);
-                return lock.then_some((next, false));
+                return lock.then_some((next, Kind::Back));
             }
             Phase::Load if self.workload.limit_reached(self.issued) => return None,
             Phase::Load => self.pick(),
         };
         if self.ledger.is_none() {
-            return Some((block, write));
+            return Some((block, kind));
         }
         // A block that is in use passes the turn to its neighbour; half of all are free.
         let (first, count) = (self.blocks.start, self.blocks.end - self.blocks.start);
         (0..count)
             .map(|step| first + (block - first + step) % count)
             .find(|block| self.lock(*block))
-            .map(|block| (block, write))
+            .map(|block| (block, kind))
     }
 
-    fn pick(&mut self) -> (u64, bool) {
+    fn pick(&mut self) -> (u64, Kind) {
+        let scan = u64::from(self.workload.scan_percent);
+        if scan > 0 && self.random.below(100) < scan {
+            let over = self.next_scan >= self.blocks.end;
+            let first = self.blocks.start + self.positions.cold_from();
+            return (if over { first } else { self.next_scan }, Kind::Scan);
+        }
         let block = if self.workload.rw.is_random() {
             self.blocks.start + self.positions.draw(&mut self.random)
         } else if self.next_sequential >= self.blocks.end {
@@ -330,7 +410,7 @@ impl<D: Device, P: BufPool<Buf = D::Buf>> Job<D, P> {
             Rw::RandWrite | Rw::Write => true,
             Rw::RandRw => self.random.below(100) >= u64::from(self.workload.read_percent),
         };
-        (block, write)
+        (block, if write { Kind::Write } else { Kind::Read })
     }
 
     fn lock(&mut self, block: u64) -> bool {
@@ -370,7 +450,7 @@ impl<D: Device, P: BufPool<Buf = D::Buf>> Job<D, P> {
         else {
             return;
         };
-        let (block, write) = (self.slots[at].block, self.slots[at].write);
+        let (block, write) = (self.slots[at].block, self.slots[at].kind == Kind::Write);
         match completion.result {
             Ok(()) => self.succeed(at, completion.buf.as_ref(), now, measure_from, counters),
             Err(error) => {
@@ -395,20 +475,26 @@ impl<D: Device, P: BufPool<Buf = D::Buf>> Job<D, P> {
         measure_from: Instant,
         counters: &Counters,
     ) {
-        let (started, block, write) = {
+        let (started, block, kind) = {
             let slot = &self.slots[at];
-            (slot.started, slot.block, slot.write)
+            (slot.started, slot.block, slot.kind)
         };
         let bytes = u64::from(self.workload.block_size);
         counters.ops.fetch_add(1, Ordering::Relaxed);
         counters.bytes.fetch_add(bytes, Ordering::Relaxed);
-        // Reading back is a check, not part of the load.
-        if started >= measure_from && !matches!(self.phase, Phase::ReadBack(_)) {
-            let tally = if write { &mut self.result.writes } else { &mut self.result.reads };
+        self.result.all_ops += u64::from(kind != Kind::Back);
+        let tally = match kind {
+            Kind::Read => Some(&mut self.result.reads),
+            Kind::Write => Some(&mut self.result.writes),
+            Kind::Scan => Some(&mut self.result.scans),
+            Kind::Back => None,
+        };
+        if let Some(tally) = tally.filter(|_| started >= measure_from) {
             tally.record(bytes, now.since(started));
             self.result.elapsed = now.since(measure_from);
         }
-        if let (Some(ledger), false, Some(buf)) = (&mut self.ledger, write, buf) {
+        let checked = self.ledger.as_mut().filter(|_| kind != Kind::Write);
+        if let (Some(ledger), Some(buf)) = (checked, buf) {
             let unit = block * self.units_per_block;
             let (wrong, first) = ledger.check(unit, buf.as_slice(), self.unit_size);
             self.result.verified += self.units_per_block;

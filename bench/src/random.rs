@@ -1,6 +1,6 @@
 //! Deterministic random numbers and positions.
 
-use crate::workload::Distribution;
+use crate::workload::{Distribution, HotCold};
 
 /// SplitMix64: small, fast, any seed.
 #[derive(Clone, Debug)]
@@ -42,26 +42,51 @@ impl Random {
 #[derive(Clone, Debug)]
 pub struct Positions {
     n: u64,
-    zipf: Option<Zipf>,
+    law: Law,
+}
+
+#[derive(Clone, Debug)]
+enum Law {
+    Uniform,
+    Zipf(Zipf),
+    /// With the number of hot blocks.
+    HotCold(HotCold, u64),
 }
 
 impl Positions {
     /// Positions below `n`, which is not zero.
     #[must_use]
     pub fn new(n: u64, distribution: Distribution) -> Self {
-        let zipf = match distribution {
-            Distribution::Uniform => None,
-            Distribution::Zipf(theta) => Some(Zipf::new(n, theta)),
+        let law = match distribution {
+            Distribution::Uniform => Law::Uniform,
+            Distribution::Zipf(theta) => Law::Zipf(Zipf::new(n, theta)),
+            Distribution::HotCold(hot) => Law::HotCold(hot, hot.hot_blocks(n)),
         };
-        Self { n, zipf }
+        Self { n, law }
+    }
+
+    /// The positions from this one on are no part of a hot set.
+    #[must_use]
+    pub const fn cold_from(&self) -> u64 {
+        match self.law {
+            Law::HotCold(_, hot) if hot < self.n => hot,
+            _ => 0,
+        }
     }
 
     /// The next position.
     #[inline]
     pub fn draw(&self, random: &mut Random) -> u64 {
-        match &self.zipf {
-            None => random.below(self.n),
-            Some(zipf) => zipf.scatter(zipf.rank(random)),
+        match &self.law {
+            Law::Uniform => random.below(self.n),
+            Law::Zipf(zipf) => zipf.scatter(zipf.rank(random)),
+            Law::HotCold(hot, blocks) => {
+                if *blocks >= self.n || random.below(100) < u64::from(hot.operations) {
+                    random.below(*blocks)
+                } else {
+                    blocks + random.below(self.n - blocks)
+                }
+            }
         }
     }
 }
@@ -152,6 +177,24 @@ mod tests {
             counts[usize::try_from(positions.draw(&mut random)).unwrap()] += 1;
         }
         assert!(counts.iter().all(|c| (9_500..10_500).contains(c)), "{counts:?}");
+    }
+
+    #[test]
+    fn the_hot_part_gets_its_share_and_the_cold_one_the_rest() {
+        let hot = HotCold { operations: 90, blocks: 10 };
+        let positions = Positions::new(1000, Distribution::HotCold(hot));
+        assert_eq!(positions.cold_from(), 100);
+        let mut random = Random::new(3);
+        let mut counts = [0u32; 10];
+        for _ in 0..100_000 {
+            counts[usize::try_from(positions.draw(&mut random) / 100).unwrap()] += 1;
+        }
+        assert!((89_000..91_000).contains(&counts[0]), "{counts:?}");
+        assert!(counts[1..].iter().all(|c| (950..1_300).contains(c)), "{counts:?}");
+        // One block is hot, and there is no other.
+        let single = Positions::new(1, Distribution::HotCold(hot));
+        assert_eq!((single.draw(&mut random), single.cold_from()), (0, 0));
+        assert_eq!(Positions::new(9, Distribution::Uniform).cold_from(), 0);
     }
 
     #[test]

@@ -43,6 +43,9 @@ pub struct Side {
     pub bytes_per_second: f64,
     /// Latencies.
     pub latency_us: Latency,
+    /// The whole distribution: quantiles, rising from 0 to at most 1, with the latency in microseconds that
+    /// so many are not above.
+    pub latency_curve: Vec<(f64, f64)>,
 }
 
 /// What was run and what came out.
@@ -62,8 +65,18 @@ pub struct Report {
     pub queue_depth: u16,
     /// Jobs.
     pub jobs: u16,
-    /// Zipf exponent, absent for an even spread.
+    /// Connections of each job.
+    pub connections: u16,
+    /// Operations a second that were due, of all jobs; absent in a closed loop.
+    pub rate: Option<u32>,
+    /// How they were spread in time.
+    pub arrivals: Option<&'static str>,
+    /// Zipf exponent, absent for another spread.
     pub zipf: Option<f64>,
+    /// The hot part, absent for another spread.
+    pub hot_cold: Option<String>,
+    /// Of a hundred operations, those of the scan.
+    pub scan_percent: u8,
     /// The seed.
     pub seed: u64,
     /// Seconds asked for, absent where operations were counted.
@@ -74,8 +87,14 @@ pub struct Report {
     pub read: Option<Side>,
     /// Writes; absent where there were none.
     pub write: Option<Side>,
-    /// Both; absent where nothing ended well.
+    /// Reads of the scan; absent where there were none.
+    pub scan: Option<Side>,
+    /// All together; absent where nothing ended well.
     pub total: Option<Side>,
+    /// Operations that ended well, warming up included.
+    pub all_ops: u64,
+    /// The longest time in microseconds for which the load did not look at its device.
+    pub longest_pause_us: f64,
     /// Operations that failed.
     pub errors: u64,
     /// The first failure.
@@ -97,8 +116,10 @@ impl Report {
         let seconds = result.elapsed.as_secs_f64();
         let mut both = result.reads.clone();
         both.merge(&result.writes);
+        both.merge(&result.scans);
         let Workload { rw, read_percent, block_size, queue_depth, jobs, seed, verify, .. } =
             *workload;
+        let Workload { connections, scan_percent, pace, distribution, .. } = *workload;
         Self {
             schema_version: SCHEMA_VERSION,
             uri: uri.to_owned(),
@@ -107,10 +128,18 @@ impl Report {
             block_size,
             queue_depth,
             jobs,
-            zipf: match workload.distribution {
-                Distribution::Uniform => None,
+            connections,
+            rate: pace.map(|pace| pace.rate),
+            arrivals: pace.map(|pace| pace.arrivals.name()),
+            zipf: match distribution {
                 Distribution::Zipf(theta) => Some(theta),
+                _ => None,
             },
+            hot_cold: match distribution {
+                Distribution::HotCold(hot) => Some(format!("{}/{}", hot.operations, hot.blocks)),
+                _ => None,
+            },
+            scan_percent,
             seed,
             time_limit_s: match workload.limit {
                 Limit::Time(time) => Some(time.as_secs_f64()),
@@ -119,7 +148,10 @@ impl Report {
             elapsed_s: seconds,
             read: Side::new(&result.reads, seconds),
             write: Side::new(&result.writes, seconds),
+            scan: Side::new(&result.scans, seconds),
             total: Side::new(&both, seconds),
+            all_ops: result.all_ops,
+            longest_pause_us: result.longest_pause.as_secs_f64() * 1e6,
             errors: result.errors,
             first_error: result.first_error.map(|error| error.to_string()),
             verify,
@@ -149,25 +181,32 @@ impl Report {
     #[must_use]
     pub fn to_table(&self) -> String {
         let mut text = format!(
-            "{}: {}, {} B blocks, queue depth {} × {} jobs, {:.1} s, seed {}\n",
+            "{}: {}, {} B blocks, queue depth {} × {} jobs × {} connections, {:.1} s, seed {}\n",
             self.uri,
             self.rw,
             self.block_size,
             self.queue_depth,
             self.jobs,
+            self.connections,
             self.elapsed_s,
             self.seed
         );
+        if let (Some(rate), Some(arrivals)) = (self.rate, self.arrivals) {
+            let _ = writeln!(
+                text,
+                "open loop: {rate} operations a second due, {arrivals}, timed from then; the load itself was \
+                 held up for {:.1} µs at most",
+                self.longest_pause_us
+            );
+        }
         let _ = writeln!(
             text,
             "{:6} {:>11} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
             "", "IOPS", "MiB/s", "mean µs", "p50", "p99", "p99.9", "p99.99", "max"
         );
-        let mixed = self.read.is_some() && self.write.is_some();
-        let total = if mixed { self.total.as_ref() } else { None };
-        let sides =
-            [("read", self.read.as_ref()), ("write", self.write.as_ref()), ("total", total)];
-        for (name, side) in sides {
+        let sides = [("read", &self.read), ("write", &self.write), ("scan", &self.scan)];
+        let mixed = sides.iter().filter(|(_, side)| side.is_some()).count() > 1;
+        for (name, side) in sides.into_iter().chain(mixed.then_some(("total", &self.total))) {
             let Some(side) = side else { continue };
             let latency = &side.latency_us;
             let _ = writeln!(
@@ -223,6 +262,18 @@ impl Side {
                 p99_99: at(0.9999),
                 max: us(tally.latency.max()),
             },
+            latency_curve: curve_quantiles(tally.ops).map(|q| (q, at(q))).collect(),
         })
     }
+}
+
+/// Quantiles that show a distribution of so many values: denser towards 1, as far as there are two values
+/// beyond.
+fn curve_quantiles(ops: u64) -> impl Iterator<Item = f64> {
+    #[expect(clippy::cast_precision_loss, reason = "a bound")]
+    let most = (ops as f64 / 2.0).max(2.0);
+    (0..=40)
+        .map(|eighth| 10f64.powf(f64::from(eighth) / 8.0))
+        .take_while(move |part| *part <= most)
+        .map(|part| 1.0 - 1.0 / part)
 }

@@ -2,6 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64};
 
+use crate::fan::Fan;
 use crate::job::{Job, JobError, JobResult};
 use crate::workload::Workload;
 use forebay_driver::DriverContext;
@@ -27,12 +28,17 @@ pub struct Counters {
     pub stop: AtomicBool,
 }
 
-/// Runs the workload's jobs on the device that a URI names, each on a thread of its own and on a
-/// device of its own.
+/// Runs the workload's jobs on the device that a URI names, each on a thread of its own and on
+/// devices of its own.
 ///
 /// # Errors
 /// The first job's that failed to start.
 pub fn measure(uri: &str, workload: &Workload, counters: &Counters) -> Result<JobResult, JobError> {
+    if workload.connections > 1 && !uri.contains("nvmf+") && uri.contains("mem:") {
+        return Err(JobError::Open(
+            "connections of mem: would each have a memory of their own".into(),
+        ));
+    }
     // Every buffer of a job, and as much again where a device still holds one.
     let depth = usize::from(workload.queue_depth);
     let room = (workload.block_size as usize).next_multiple_of(4096) * depth * 2 + POOL_SLACK;
@@ -42,8 +48,9 @@ pub fn measure(uri: &str, workload: &Workload, counters: &Counters) -> Result<Jo
         let time = LoopTime::new(MonotonicClock.now());
         let wait = WaitSet::new().map_err(|error| error.to_string())?;
         let context = DriverContext::new(time.clone(), wait, table);
-        let device = forebay_driver::open(uri, &context).map_err(|error| error.to_string())?;
-        Ok((device, pool, time))
+        let open = || forebay_driver::open(uri, &context).map_err(|error| error.to_string());
+        let others: Result<Vec<_>, String> = (1..workload.connections).map(|_| open()).collect();
+        Ok((Fan::new(open()?, others?), pool, time))
     })
 }
 
@@ -92,6 +99,9 @@ impl JobResult {
     pub fn merge(&mut self, other: &Self) {
         self.reads.merge(&other.reads);
         self.writes.merge(&other.writes);
+        self.scans.merge(&other.scans);
+        self.all_ops += other.all_ops;
+        self.longest_pause = self.longest_pause.max(other.longest_pause);
         self.elapsed = self.elapsed.max(other.elapsed);
         self.errors += other.errors;
         self.first_error = self.first_error.or(other.first_error);

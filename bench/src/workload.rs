@@ -3,6 +3,8 @@
 use core::fmt;
 use core::ops::Range;
 use core::str::FromStr;
+
+use crate::pace::Pace;
 use forebay_io::{DeviceInfo, Duration};
 
 /// The mix and the order of operations.
@@ -66,6 +68,46 @@ pub enum Distribution {
     Uniform,
     /// By Zipf's law with this exponent (above 0, at most 10), popular blocks scattered.
     Zipf(f64),
+    /// Of a hundred operations so many fall, evenly, on the first part of the range.
+    HotCold(HotCold),
+}
+
+/// A hot part of a range, and how hot it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HotCold {
+    /// Of a hundred operations, those on the hot part: 1 to 100.
+    pub operations: u8,
+    /// Of a hundred blocks, those of the hot part, which is the first of the range: 1 to 99.
+    pub blocks: u8,
+}
+
+impl HotCold {
+    /// Blocks of the hot part among `count`; at least one, and not all.
+    #[must_use]
+    pub fn hot_blocks(self, count: u64) -> u64 {
+        let hot = u128::from(count) * u128::from(self.blocks) / 100;
+        u64::try_from(hot).unwrap_or(count).clamp(1, count.saturating_sub(1).max(1))
+    }
+}
+
+impl FromStr for HotCold {
+    type Err = WorkloadError;
+
+    /// `OPERATIONS/BLOCKS`, both of a hundred: `90/10`.
+    fn from_str(text: &str) -> Result<Self, WorkloadError> {
+        let parts = || {
+            let (operations, blocks) = text.split_once('/')?;
+            Some(Self { operations: operations.parse().ok()?, blocks: blocks.parse().ok()? })
+        };
+        parts()
+            .filter(|hot| (1..=100).contains(&hot.operations) && (1..=99).contains(&hot.blocks))
+            .ok_or_else(|| {
+                WorkloadError(format!(
+                    "\"{text}\" is no hot set; 90/10 puts 90 % of the operations on 10 % of the blocks \
+                     (1 to 100, and 1 to 99)"
+                ))
+            })
+    }
 }
 
 /// When to stop.
@@ -88,12 +130,19 @@ pub struct Workload {
     pub block_size: u32,
     /// Operations in flight of each job.
     pub queue_depth: u16,
-    /// Jobs, each with a device and a thread of its own.
+    /// Jobs, each with devices and a thread of its own.
     pub jobs: u16,
+    /// Devices (connections) of each job, which take its operations in turn.
+    pub connections: u16,
+    /// When operations are due; absent, a new one starts for each that ends.
+    pub pace: Option<Pace>,
     /// Bytes of the device that are used; all of it where absent.
     pub range: Option<Range<u64>>,
     /// Spread of random positions.
     pub distribution: Distribution,
+    /// Of a hundred operations, those that read on in ascending order beside the others (a scan), over the
+    /// whole range or, beside a hot set, over the rest of it.
+    pub scan_percent: u8,
     /// When to stop.
     pub limit: Limit,
     /// Time before measuring begins.
@@ -116,8 +165,11 @@ impl Default for Workload {
             block_size: 4096,
             queue_depth: 32,
             jobs: 1,
+            connections: 1,
+            pace: None,
             range: None,
             distribution: Distribution::Uniform,
+            scan_percent: 0,
             limit: Limit::Time(Duration::from_secs(10)),
             warm_up: Duration::ZERO,
             verify: false,
@@ -161,11 +213,25 @@ impl Workload {
                 info.max_io
             ));
         }
-        if self.queue_depth == 0 || self.jobs == 0 || job >= self.jobs {
-            return refuse("queue depth and jobs are at least 1".into());
+        if self.queue_depth == 0 || self.jobs == 0 || job >= self.jobs || self.connections == 0 {
+            return refuse("queue depth, jobs and connections are at least 1".into());
         }
-        if self.read_percent > 100 {
-            return refuse(format!("{} % of reads; 100 is the most", self.read_percent));
+        for (what, percent) in [("reads", self.read_percent), ("a scan", self.scan_percent)] {
+            if percent > 100 {
+                return refuse(format!("{percent} % of {what}; 100 is the most"));
+            }
+        }
+        if self.scan_percent > 0 && !self.rw.is_random() {
+            return refuse(format!(
+                "a scan runs beside random operations, not beside {}",
+                self.rw.name()
+            ));
+        }
+        if self.pace.is_some_and(|pace| pace.rate < u32::from(self.jobs)) {
+            return refuse(format!(
+                "a rate is at least one operation a second of each of {} jobs",
+                self.jobs
+            ));
         }
         if let Distribution::Zipf(theta) = self.distribution
             && !(theta > 0.0 && theta <= 10.0)
@@ -228,6 +294,10 @@ mod tests {
             (Workload { queue_depth: 0, ..Workload::default() }, "at least 1"),
             (Workload { queue_depth: 300, ..Workload::default() }, "too few"),
             (Workload { read_percent: 101, ..Workload::default() }, "100"),
+            (Workload { scan_percent: 101, ..Workload::default() }, "a scan"),
+            (Workload { scan_percent: 5, rw: Rw::Read, ..Workload::default() }, "beside read"),
+            (Workload { connections: 0, ..Workload::default() }, "connections"),
+            (Workload { jobs: 2, pace: Some(Pace::constant(1)), ..Workload::default() }, "rate"),
             (Workload { range: Some(0..2 << 20), ..Workload::default() }, "inside"),
             (Workload { range: Some(512..8192), ..Workload::default() }, "begin"),
             (
@@ -238,6 +308,10 @@ mod tests {
             let text = change.blocks_of(0, &info()).unwrap_err().to_string();
             assert!(text.contains(word), "{text}");
         }
+        for wrong in ["90", "0/10", "90/100", "101/10", "a/b", "90/10/1"] {
+            assert!(wrong.parse::<HotCold>().is_err(), "{wrong}");
+        }
+        assert_eq!("90/10".parse(), Ok(HotCold { operations: 90, blocks: 10 }));
         assert!("randrwx".parse::<Rw>().is_err());
         assert_eq!("randrw".parse(), Ok(Rw::RandRw));
     }

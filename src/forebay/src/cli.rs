@@ -435,9 +435,20 @@ pub(crate) struct Bench {
     /// Operations in flight of each job
     #[arg(long, visible_alias = "qd", value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) queue_depth: u16,
-    /// Jobs, each with a connection or device of its own
+    /// Jobs, each a thread with connections or devices of its own
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) jobs: u16,
+    /// Connections of each job, which share its operations in flight
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) connections: u16,
+    /// Open loop: so many operations a second are due, of all jobs together, whatever the device does, and
+    /// latencies count from that moment; the queue depth bounds those in flight
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rate: Option<u32>,
+    /// How they are spread in time
+    #[arg(long, requires = "rate", default_value = "constant",
+        value_parser = PossibleValuesParser::new(["constant", "poisson"]))]
+    pub(crate) arrivals: String,
     /// How long
     #[arg(long, value_name = "TIME", default_value = "10s", conflicts_with = "ops")]
     pub(crate) time: Span,
@@ -453,6 +464,12 @@ pub(crate) struct Bench {
     /// Positions by Zipf's law with this exponent instead of evenly
     #[arg(long, value_name = "EXPONENT")]
     pub(crate) zipf: Option<f64>,
+    /// A hot set instead: of a hundred operations, those on the first so many of a hundred blocks
+    #[arg(long, value_name = "OPERATIONS/BLOCKS", conflicts_with = "zipf")]
+    pub(crate) hot_cold: Option<String>,
+    /// Of a hundred operations, those that read the range (the cold part of it) in order beside the others
+    #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) scan: u8,
     /// Stamp what is written and check what is read
     #[arg(long)]
     pub(crate) verify: bool,

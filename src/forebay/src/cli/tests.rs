@@ -45,6 +45,7 @@ fn the_documented_commands_parse() {
         "forebay job cancel 3",
         "forebay stat --watch --interval 500ms",
         "forebay bench mem:?size=1G --rw randrw --read-percent 50 --queue-depth 1 --time 3s",
+        "forebay bench mem:?size=1G --rate 2000 --arrivals poisson --hot-cold 90/10 --scan 5 --connections 2",
         "forebay config plan",
         "forebay config apply f.toml",
         "forebay config diff",

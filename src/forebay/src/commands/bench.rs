@@ -3,7 +3,7 @@
 use super::{Context, confirm};
 use crate::cli::Bench;
 use crate::{devices, output};
-use forebay_bench::{Counters, Distribution, Limit, Report, Rw, Workload};
+use forebay_bench::{Arrivals, Counters, Distribution, Limit, Pace, Report, Rw, Workload};
 use forebay_control::error::{ControlError, ErrorKind, Result};
 use forebay_control::value::check_device_uri;
 use std::sync::atomic::Ordering;
@@ -77,14 +77,26 @@ fn workload(args: &Bench) -> Result<Workload> {
     let rw: Rw = args.rw.parse().map_err(|error| invalid("--rw", format!("{error}")))?;
     let block_size = u32::try_from(args.block_size.0)
         .map_err(|_| invalid("--block-size", "the block size is too large".to_owned()))?;
+    let arrivals = match args.arrivals.as_str() {
+        "poisson" => Arrivals::Poisson,
+        _ => Arrivals::Constant,
+    };
+    let hot_cold = args.hot_cold.as_deref().map(str::parse).transpose();
+    let hot_cold = hot_cold.map_err(|error| invalid("--hot-cold", format!("{error}")))?;
     Ok(Workload {
         rw,
         read_percent: args.read_percent,
         block_size,
         queue_depth: args.queue_depth,
         jobs: args.jobs,
+        connections: args.connections,
+        pace: args.rate.map(|rate| Pace { rate, arrivals }),
         range: args.size.map(|size| 0..size.0),
-        distribution: args.zipf.map_or(Distribution::Uniform, Distribution::Zipf),
+        distribution: hot_cold
+            .map(Distribution::HotCold)
+            .or(args.zipf.map(Distribution::Zipf))
+            .unwrap_or(Distribution::Uniform),
+        scan_percent: args.scan,
         limit: args.ops.map_or(Limit::Time(args.time.duration()), Limit::Ops),
         warm_up: args.warm_up.duration(),
         verify: args.verify,
