@@ -6,15 +6,23 @@
 //! | `wear` | bytes written to the cache device for each byte that a host writes |
 //! | `ordered` | what `write-back-ordered` costs against `write-back` |
 //! | `recovery` | time after a crash until writes, right reads and the whole cache are there |
+//! | `determinism` | percentiles of hits, misses and writes by an open loop, and with the backing device down |
 //! | `compare` | targets side by side in alternating runs: rate, latency, their ratios |
+//! | `report` | the report of one of the last two again, from its raw samples |
 #![forbid(unsafe_code)]
 
 mod compare;
+mod determinism;
 mod guard;
+mod machine;
 mod memory;
 mod node;
 mod ordered;
+mod plot;
 mod recovery;
+mod sample;
+mod stats;
+mod threads;
 mod wear;
 
 use clap::{Parser, Subcommand};
@@ -38,8 +46,15 @@ enum Figure {
     Ordered(ordered::Args),
     /// Time after a crash until the cache serves, reads right and is warm
     Recovery(recovery::Args),
+    /// Percentiles of hits, misses, and with the backing device down, by an open loop
+    Determinism(determinism::Args),
     /// Targets side by side, in alternating runs
     Compare(compare::Args),
+    /// Makes the report and its plots again from the raw samples in its directory
+    Report {
+        /// The directory that `--report` named
+        dir: std::path::PathBuf,
+    },
 }
 
 /// A figure could not be had, in words; printed as it is.
@@ -51,7 +66,11 @@ fn main() -> ExitCode {
         Figure::Wear(args) => wear::run(&args),
         Figure::Ordered(args) => ordered::run(&args),
         Figure::Recovery(args) => recovery::run(&args),
+        Figure::Determinism(args) => determinism::run(&args),
         Figure::Compare(args) => compare::run(&args),
+        Figure::Report { dir } => sample::Figures::load(&dir)
+            .and_then(|figures| compare::write(&dir, &figures))
+            .map(|()| true),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

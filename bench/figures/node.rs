@@ -181,6 +181,11 @@ impl Node {
         Ok(())
     }
 
+    /// Its control socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.socket.clone()
+    }
+
     /// The process.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()

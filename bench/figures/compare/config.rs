@@ -1,7 +1,8 @@
 //! The comparison as a TOML file.
 
-use super::peer::Counters;
+use super::refuse::{Expect, check_config};
 use crate::Result;
+use forebay_bench::{HotCold, Rw};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -20,8 +21,12 @@ pub(crate) struct Comparison {
     /// Core of the load; the peers' own settings choose theirs.
     #[serde(default = "one")]
     pub(crate) load_core: usize,
-    /// `spdk_nvme_perf`'s path, to use it for all peers in place of this project's initiator.
+    /// `spdk_nvme_perf`, by its path or in `$PATH`, to use it for all peers in place of this project's
+    /// initiator.
     pub(crate) spdk_nvme_perf: Option<PathBuf>,
+    /// The same where it is not on this machine.
+    #[serde(skip)]
+    absent_perf: Option<PathBuf>,
     /// The subject, then its anchors.
     #[serde(rename = "peer")]
     pub(crate) peers: Vec<PeerConfig>,
@@ -36,6 +41,14 @@ pub(crate) struct Comparison {
 pub(crate) struct PeerConfig {
     /// Its name in the report.
     pub(crate) name: String,
+    /// Programs that must be there, as paths or in `$PATH`; without them the peer is reported as absent.
+    #[serde(default)]
+    pub(crate) requires: Vec<String>,
+    /// Prints its version.
+    pub(crate) version: Option<String>,
+    /// The directory of the file that names it, `$COMPARISON` for its commands.
+    #[serde(skip)]
+    pub(crate) base: PathBuf,
     /// Where it serves: a device URI, of the form `nvmf+tcp:` for SPDK's initiator.
     pub(crate) uri: String,
     /// Configuration of a Forebay daemon; it names a control socket.
@@ -54,36 +67,46 @@ pub(crate) struct PeerConfig {
 pub(crate) struct Work {
     /// Its name in the report.
     pub(crate) name: String,
-    /// `randread`, `randwrite`, `read`, `write`.
+    /// `randread`, `randwrite`, `read`, `write`, `randrw`.
     pub(crate) rw: String,
-    /// Commands in flight.
+    /// Reads of a hundred operations, for `randrw`.
+    #[serde(default = "seventy")]
+    pub(crate) read_percent: u8,
+    /// Commands in flight; at most, in an open loop.
     pub(crate) queue_depth: u16,
+    /// Connections, which share them.
+    #[serde(default = "single")]
+    pub(crate) connections: u16,
+    /// Open loop: operations a second that are due; latencies count from then.
+    pub(crate) rate: Option<u32>,
+    /// `constant` or `poisson`.
+    pub(crate) arrivals: Option<String>,
+    /// Zipf exponent of random positions.
+    pub(crate) zipf: Option<f64>,
+    /// `OPERATIONS/BLOCKS` of a hundred: `90/10`.
+    pub(crate) hot_cold: Option<String>,
+    /// Of a hundred operations, those of a scan beside the others.
+    #[serde(default)]
+    pub(crate) scan: u8,
+    /// Stamp what is written and check what is read.
+    #[serde(default)]
+    pub(crate) verify: bool,
     /// Bytes of each.
     #[serde(default = "block")]
     pub(crate) block_size: u32,
     /// Write and read the whole range of each peer beforehand.
     #[serde(default = "yes")]
     pub(crate) prefill: bool,
-    /// What reads of a Forebay daemon must be for the run to count.
-    #[serde(default)]
-    pub(crate) expect: Expect,
+    /// What reads and writes of a Forebay daemon must be for the run to count.
+    expect: Option<Expect>,
 }
 
-/// What reads must be, nearly all of them, for a run to show what it claims.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Expect {
-    /// Anything.
-    #[default]
-    Anything,
-    /// Hits on the cache device, not in the memory tier.
-    DeviceHits,
-    /// Hits in the memory tier.
-    MemoryHits,
-    /// Misses.
-    Misses,
+const fn seventy() -> u8 {
+    70
 }
-
+const fn single() -> u16 {
+    1
+}
 const fn five() -> usize {
     5
 }
@@ -106,7 +129,8 @@ impl Comparison {
         let fail = |error: &dyn core::fmt::Display| format!("{}: {error}", path.display());
         let text = std::fs::read_to_string(path).map_err(|error| fail(&error))?;
         let mut all: Self = toml::from_str(&text).map_err(|error| fail(&error))?;
-        let base = path.parent().unwrap_or(Path::new("."));
+        let base = path.parent().filter(|base| !base.as_os_str().is_empty());
+        let base = base.unwrap_or(Path::new("."));
         for peer in &mut all.peers {
             if peer.start.is_some() != peer.pid.is_some() {
                 return Err(fail(&format!(
@@ -115,7 +139,19 @@ impl Comparison {
                     peer.name
                 )));
             }
+            peer.base = base.to_owned();
             peer.forebay = peer.forebay.take().map(|file| base.join(file));
+            if let Some(file) = &peer.forebay {
+                check_config(file, all.load_core)?;
+            }
+        }
+        for work in &all.works {
+            work.check(all.spdk_nvme_perf.is_some())
+                .map_err(|why| fail(&format!("work \"{}\": {why}", work.name)))?;
+        }
+        let here = |program: &PathBuf| found(&program.to_string_lossy(), base);
+        if all.spdk_nvme_perf.as_ref().is_some_and(|perf| !here(perf)) {
+            all.absent_perf = all.spdk_nvme_perf.take();
         }
         if all.peers.len() < 2 || all.works.is_empty() || all.pairs == 0 {
             return Err(fail(&"at least two peers, one work and one pair are needed"));
@@ -124,45 +160,122 @@ impl Comparison {
     }
 }
 
-impl Expect {
-    /// Refuses a run whose reads were of another kind (above one of a hundred blocks).
-    pub(crate) fn check(self, work: &str, before: &Counters, after: &Counters) -> Result<()> {
-        let memory = after.memory_hits - before.memory_hits;
-        let device = (after.hits - before.hits) - memory;
-        let misses = (after.misses - before.misses) + (after.bypassed - before.bypassed);
-        let wanted = match self {
-            Self::Anything => return Ok(()),
-            Self::DeviceHits => device,
-            Self::MemoryHits => memory,
-            Self::Misses => misses,
+impl Comparison {
+    /// How it is measured, in words.
+    pub(crate) fn method(&self) -> String {
+        let initiator = match (&self.spdk_nvme_perf, &self.absent_perf) {
+            (Some(_), _) => {
+                "`spdk_nvme_perf` (what it does while warming up is estimated for instructions per I/O)"
+            }
+            (None, Some(_)) => {
+                "`forebay bench` (`spdk_nvme_perf`, which the file names, is **absent**)"
+            }
+            (None, None) => "`forebay bench`",
         };
-        let all = memory + device + misses;
-        if wanted * 100 >= all * 99 && all > 0 {
-            return Ok(());
+        format!(
+            "Initiator {initiator} on core {} for all targets, which run one at a time; for each work {} pairs of the \
+             subject with itself, then {} with each anchor in turn, each run {} s after 1 s of warming up.",
+            self.load_core, self.pairs, self.pairs, self.seconds
+        )
+    }
+}
+
+impl PeerConfig {
+    /// Why it cannot take part, where a program that it needs is not there.
+    pub(crate) fn absence(&self) -> Option<String> {
+        let missing = self.requires.iter().find(|program| !found(program, &self.base))?;
+        Some(format!("no {missing} on this machine"))
+    }
+}
+
+/// Whether a program is there, by its path from `base` or in `$PATH`.
+fn found(program: &str, base: &Path) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let file = |path: PathBuf| path.is_file();
+    if program.contains('/') {
+        return file(base.join(program));
+    }
+    std::env::split_paths(&path).any(|dir| file(dir.join(program)))
+}
+
+impl Work {
+    /// What its runs must be.
+    pub(crate) fn expect(&self) -> Expect {
+        self.expect.unwrap_or(Expect::default_of(self.reads()))
+    }
+
+    /// Whether it reads.
+    pub(crate) fn reads(&self) -> bool {
+        !matches!(self.rw.as_str(), "write" | "randwrite")
+    }
+
+    /// Whether it writes.
+    pub(crate) fn writes(&self) -> bool {
+        self.rw.parse().is_ok_and(Rw::writes)
+    }
+
+    /// Refuses what would be found out in the middle of a comparison.
+    fn check(&self, spdk: bool) -> Result<()> {
+        self.rw.parse::<Rw>().map_err(|error| error.to_string())?;
+        if let Some(hot) = &self.hot_cold {
+            hot.parse::<HotCold>().map_err(|error| error.to_string())?;
         }
-        Err(format!(
-            "{work}: the run does not count: {device} device hits, {memory} memory hits, {misses} misses where {self:?} were expected"
-        ))
+        if let Some(arrivals) = &self.arrivals
+            && (self.rate.is_none() || !["constant", "poisson"].contains(&arrivals.as_str()))
+        {
+            return Err(format!(
+                "arrivals \"{arrivals}\"; accepted, with `rate`: constant, poisson"
+            ));
+        }
+        if spdk && (self.rate.is_some() || self.hot_cold.is_some() || self.scan > 0 || self.verify)
+        {
+            return Err("`rate`, `hot_cold`, `scan` and `verify` need `forebay bench` as initiator: leave out \
+                        spdk_nvme_perf"
+                .to_owned());
+        }
+        Ok(())
+    }
+
+    /// The load in words.
+    pub(crate) fn describe(&self) -> String {
+        let Self { rw, queue_depth, block_size, connections, .. } = self;
+        let mut text = format!("{rw}, {block_size} B, queue depth {queue_depth}");
+        let mut add = |part: String| {
+            text.push_str(", ");
+            text.push_str(&part);
+        };
+        if rw == "randrw" {
+            add(format!("{} % reads", self.read_percent));
+        }
+        if *connections > 1 {
+            add(format!("{connections} connections"));
+        }
+        if let Some(rate) = self.rate {
+            let arrivals = self.arrivals.as_deref().unwrap_or("constant");
+            add(format!(
+                "open loop of {rate} operations a second ({arrivals}), timed from when they are due"
+            ));
+        }
+        if let Some(zipf) = self.zipf {
+            add(format!("Zipf {zipf}"));
+        }
+        if let Some(hot) = &self.hot_cold {
+            add(format!("hot set {hot}"));
+        }
+        if self.scan > 0 {
+            add(format!("{} % of a scan", self.scan));
+        }
+        if self.verify {
+            add("verified".to_owned());
+        }
+        add(format!("{:?} expected", self.expect()));
+        text
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_run_of_other_reads_than_claimed_does_not_count() {
-        let before = Counters { hits: 100, memory_hits: 10, misses: 7, bypassed: 0 };
-        let after = Counters { hits: 1100, memory_hits: 15, misses: 9, bypassed: 1 };
-        let check = |expect: Expect| expect.check("work", &before, &after);
-        assert!(check(Expect::DeviceHits).is_ok());
-        assert!(check(Expect::Anything).is_ok());
-        assert!(check(Expect::Misses).is_err());
-        let error = check(Expect::MemoryHits).unwrap_err();
-        assert!(error.contains("995 device hits, 5 memory hits, 3 misses"), "{error}");
-        // Nothing was read at all: nothing was shown.
-        assert!(Expect::DeviceHits.check("work", &before, &before).is_err());
-    }
 
     #[test]
     fn what_is_missing_is_named() {
@@ -181,6 +294,45 @@ mod tests {
         let half = "[[peer]]\nname = \"q\"\nuri = \"mem:?size=1M\"\nstart = \"true\"\n";
         let error = read(&format!("namespace_mib = 1\n{peer}{half}{work}")).unwrap_err();
         assert!(error.contains("\"q\" has one of"), "{error}");
+        for (key, word) in [
+            ("rw = \"rnd\"", "access pattern"),
+            ("hot_cold = \"9\"", "hot set"),
+            ("arrivals = \"poisson\"", "with `rate`"),
+            ("rate = 5\narrivals = \"bursts\"", "bursts"),
+        ] {
+            let rw = if key.starts_with("rw") { "" } else { "rw = \"randread\"\n" };
+            let work = format!("[[work]]\nname = \"w\"\nqueue_depth = 1\n{rw}{key}\n");
+            let error = read(&format!("namespace_mib = 1\n{peer}{peer}{work}")).unwrap_err();
+            assert!(error.contains(word) && error.contains("work \"w\""), "{error}");
+        }
+        let open = format!("{work}rate = 100\n");
+        let spdk = "namespace_mib = 1\nspdk_nvme_perf = \"x\"\n";
+        let error = read(&format!("{spdk}{peer}{peer}{open}")).unwrap_err();
+        assert!(error.contains("need `forebay bench`"), "{error}");
+        let without = read(&format!("{spdk}{peer}{peer}{work}")).unwrap();
+        assert!(without.spdk_nvme_perf.is_none() && without.method().contains("**absent**"));
         assert!(read(&format!("namespace_mib = 1\ntypo = 2\n{peer}{peer}{work}")).is_err());
+    }
+    #[test]
+    fn a_peer_without_its_programs_is_absent_and_a_work_says_what_it_is() {
+        let config = |requires: &str| -> PeerConfig {
+            toml::from_str(&format!("name = \"p\"\nuri = \"mem:\"\nrequires = {requires}\n"))
+                .unwrap()
+        };
+        assert_eq!(config("[\"sh\", \"/bin/sh\"]").absence(), None);
+        let absence = config("[\"sh\", \"no-such-target\"]").absence();
+        assert_eq!(absence.as_deref(), Some("no no-such-target on this machine"));
+        assert!(config("[\"/no/such/target\"]").absence().is_some());
+        let work: Work = toml::from_str(
+            "name = \"w\"\nrw = \"randrw\"\nqueue_depth = 8\nrate = 100\nhot_cold = \"90/10\"\nscan = 5\n",
+        )
+        .unwrap();
+        let text = work.describe();
+        for part in
+            ["70 % reads", "open loop of 100", "hot set 90/10", "5 % of a scan", "DeviceHits"]
+        {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(work.reads() && work.writes());
     }
 }

@@ -1,27 +1,15 @@
 //! The load, as a process of its own on its core: this project's initiator, or SPDK's.
 
 use super::config::{Comparison, Work};
-use super::peer::Peer;
+use super::peer::{Counters, Peer};
+use super::refuse::TURNOVERS;
 use crate::Result;
+use crate::machine;
+use crate::sample::Sample;
 use core::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
-
-/// What one run gave.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Sample {
-    /// Operations a second.
-    pub(crate) iops: f64,
-    /// Median latency in microseconds.
-    pub(crate) p50: f64,
-    /// 99 of a hundred are at most this.
-    pub(crate) p99: f64,
-    /// Seconds from the initiator's start to its end.
-    pub(crate) wall: f64,
-    /// Share of a core that the target had in this time.
-    pub(crate) target_cpu: f64,
-}
 
 /// How load is made.
 #[derive(Clone, Debug)]
@@ -31,19 +19,22 @@ pub(crate) struct Initiator {
     core: usize,
     seconds: u32,
     namespace_mib: u64,
+    /// Whether instructions and cycles can be counted.
+    counters: bool,
     /// Of the next run: with one seed for all, a later run would read what an earlier one fetched.
     seed: Cell<u64>,
 }
 
 impl Initiator {
     /// As the comparison says.
-    pub(crate) fn new(comparison: &Comparison, forebay: &Path) -> Self {
+    pub(crate) fn new(comparison: &Comparison, forebay: &Path, counters: bool) -> Self {
         Self {
             forebay: forebay.to_owned(),
             perf: comparison.spdk_nvme_perf.clone(),
             core: comparison.load_core,
             seconds: comparison.seconds,
             namespace_mib: comparison.namespace_mib,
+            counters,
             seed: Cell::new(1),
         }
     }
@@ -59,78 +50,180 @@ impl Initiator {
         Ok(())
     }
 
+    /// Overwrites at random until the log of a peer's caches has wrapped as often as a write run needs.
+    pub(crate) fn wrap(&self, peer: &Peer, work: &Work) -> Result<()> {
+        loop {
+            let Some(Counters { written, capacity, .. }) = peer.counters()? else { return Ok(()) };
+            let left = (capacity * TURNOVERS).saturating_sub(written);
+            if left == 0 {
+                return Ok(());
+            }
+            // In pieces, so that a volume that writes past its cache is noticed.
+            let ops = (left / u64::from(work.block_size)).clamp(1024, 1 << 18).to_string();
+            self.forebay(peer, &["--rw", "randwrite", "--qd", "64", "--ops", &ops], work)?;
+            if peer.counters()?.is_some_and(|after| after.written == written) {
+                return Err(format!(
+                    "{}: nothing that is written comes to its cache device",
+                    peer.name()
+                ));
+            }
+        }
+    }
+
     /// One run.
     pub(crate) fn run(&self, peer: &Peer, work: &Work) -> Result<Sample> {
         let start = Instant::now();
+        let counts =
+            std::env::temp_dir().join(format!("forebay-bench-{}-perf", std::process::id()));
+        let counted =
+            self.counters.then_some(()).and(peer.pid()).map(|pid| (pid, counts.as_path()));
         let mut sample = match &self.perf {
-            Some(perf) => self.spdk(perf, peer, work)?,
+            Some(perf) => self.spdk(perf, peer, work, counted)?,
             None => {
-                let (depth, time) =
-                    (work.queue_depth.to_string(), format!("{}s", self.seconds + 1));
-                let args = ["--rw", &work.rw, "--qd", &depth, "--time", &time, "--warm-up", "1s"];
-                let report = self.forebay(peer, &args, work)?;
-                let field = |name: &str| report["total"][name].as_f64();
-                let late = |name: &str| report["total"]["latency_us"][name].as_f64();
-                match (field("iops"), late("p50"), late("p99")) {
-                    (Some(iops), Some(p50), Some(p99)) => {
-                        Sample { iops, p50, p99, ..Sample::default() }
-                    }
-                    _ => return Err(format!("no figures in {report}")),
-                }
+                let args = work_args(work, self.seconds);
+                let args: Vec<&str> = args.iter().map(String::as_str).collect();
+                Sample::from_report(&self.bench(peer, &args, work, counted)?)?
             }
         };
         sample.wall = start.elapsed().as_secs_f64();
+        if counted.is_some() {
+            let text = std::fs::read_to_string(&counts).unwrap_or_default();
+            let _gone = std::fs::remove_file(&counts);
+            let counted = machine::parse(&text).filter(|_| sample.all_ops > 0.0);
+            sample.instructions = counted.map(|(instructions, _)| instructions / sample.all_ops);
+            sample.cycles = counted.map(|(_, cycles)| cycles / sample.all_ops);
+        }
         Ok(sample)
     }
 
-    fn forebay(&self, peer: &Peer, args: &[&str], work: &Work) -> Result<serde_json::Value> {
-        let mut command = self.on_core(&self.forebay);
-        let seed = self.seed.get();
-        self.seed.set(seed + 1);
-        command.args(["bench", peer.uri(), "-o", "json", "--yes", "--seed", &seed.to_string()]);
-        command.args(args);
-        command.args(["--block-size", &work.block_size.to_string()]);
-        let text = output(&mut command)?;
-        let value: serde_json::Value = text
-            .lines()
-            .rev()
-            .find_map(|line| serde_json::from_str(line).ok())
-            .or_else(|| serde_json::from_str(&text).ok())
-            .ok_or_else(|| format!("no JSON in: {text}"))?;
-        let report = value.get("results").and_then(|all| all.get(0)).unwrap_or(&value).clone();
-        match report["errors"].as_u64() {
-            Some(0) => Ok(report),
-            _ => Err(format!("operations failed: {report}")),
-        }
+    fn forebay(&self, peer: &Peer, args: &[&str], work: &Work) -> Result<()> {
+        self.bench(peer, args, work, None).map(|_| ())
     }
 
-    fn spdk(&self, perf: &Path, peer: &Peer, work: &Work) -> Result<Sample> {
-        let mut command = Command::new(perf);
+    fn bench(
+        &self,
+        peer: &Peer,
+        args: &[&str],
+        work: &Work,
+        counted: Option<(u32, &Path)>,
+    ) -> Result<serde_json::Value> {
+        let seed = self.seed.get();
+        self.seed.set(seed + 1);
+        let (seed, size) = (seed.to_string(), work.block_size.to_string());
+        let mut all = vec!["--seed", &seed, "--block-size", &size];
+        all.extend(args);
+        bench(&self.forebay, self.core, peer.uri(), &all, counted)
+    }
+
+    fn spdk(
+        &self,
+        perf: &Path,
+        peer: &Peer,
+        work: &Work,
+        counted: Option<(u32, &Path)>,
+    ) -> Result<Sample> {
+        let mut command = counting(perf, counted);
         command.args(["-c", &format!("{:#x}", 1_u64 << self.core), "-L", "-a", "1"]);
         command.args(["-q", &work.queue_depth.to_string(), "-o", &work.block_size.to_string()]);
         command.args(["-w", &work.rw, "-t", &self.seconds.to_string()]);
+        command.args(["-P", &work.connections.to_string()]);
+        if work.rw == "randrw" {
+            command.args(["-M", &work.read_percent.to_string()]);
+        }
+        if let Some(zipf) = work.zipf {
+            command.args(["-F", &zipf.to_string()]);
+        }
         command.args(["-r", &transport_id(peer.uri())?]);
         let text = output(&mut command)?;
-        let percentile = |name: &str| {
-            let line = text.lines().find(|line| line.trim_start().starts_with(name))?;
-            line.split(':').nth(1)?.trim().trim_end_matches("us").parse::<f64>().ok()
+        // It warms up for a second and says nothing of these operations.
+        spdk_sample(&text, f64::from(self.seconds + 1))
+            .ok_or_else(|| format!("no figures in: {text}"))
+    }
+}
+
+/// What `spdk_nvme_perf -L` printed, with `seconds` from its first to its last operation.
+fn spdk_sample(text: &str, seconds: f64) -> Option<Sample> {
+    let total = text.lines().find(|line| line.starts_with("Total"))?;
+    let iops: f64 = total.split(':').nth(1)?.split_whitespace().next()?.parse().ok()?;
+    let mut curve: Vec<(f64, f64)> = Vec::new();
+    for line in text.lines() {
+        let point = || {
+            let (percent, us) = line.trim().strip_suffix("us")?.split_once("% :")?;
+            Some((percent.trim().parse::<f64>().ok()? / 100.0, us.trim().parse::<f64>().ok()?))
         };
-        let total = text.lines().find(|line| line.starts_with("Total"));
-        let iops =
-            total.and_then(|line| line.split(':').nth(1)?.split_whitespace().next()?.parse().ok());
-        match (iops, percentile("50.00000%"), percentile("99.00000%")) {
-            (Some(iops), Some(p50), Some(p99)) => {
-                Ok(Sample { iops, p50, p99, ..Sample::default() })
-            }
-            _ => Err(format!("no figures in: {text}")),
+        // The first list is that of the one namespace.
+        if let Some(point) = point().filter(|(q, _)| curve.last().is_none_or(|last| last.0 < *q)) {
+            curve.push(point);
         }
     }
+    let at = |percent: f64| {
+        curve.iter().find(|(q, _)| (q * 100.0 - percent).abs() < 1e-6).map(|(_, us)| *us)
+    };
+    let (p50, p99, p99_9, p99_99) = (at(50.0)?, at(99.0)?, at(99.9)?, at(99.99)?);
+    Some(Sample {
+        iops,
+        p50,
+        p99,
+        p99_9,
+        p99_99,
+        all_ops: iops * seconds,
+        curve,
+        ..Sample::default()
+    })
+}
 
-    fn on_core(&self, program: &Path) -> Command {
-        let mut command = Command::new("taskset");
-        command.args(["-c", &self.core.to_string()]).arg(program);
-        command
+/// The arguments of `forebay bench` for a work, with a second of warming up.
+fn work_args(work: &Work, seconds: u32) -> Vec<String> {
+    let mut args: Vec<String> = ["--rw", &work.rw, "--warm-up", "1s"].map(String::from).to_vec();
+    let mut add = |name: &str, value: String| args.extend([name.to_owned(), value]);
+    add("--qd", work.queue_depth.to_string());
+    add("--time", format!("{seconds}s"));
+    add("--read-percent", work.read_percent.to_string());
+    add("--connections", work.connections.to_string());
+    add("--scan", work.scan.to_string());
+    if let Some(rate) = work.rate {
+        add("--rate", rate.to_string());
+        add("--arrivals", work.arrivals.clone().unwrap_or_else(|| "constant".to_owned()));
     }
+    if let Some(zipf) = work.zipf {
+        add("--zipf", zipf.to_string());
+    }
+    if let Some(hot) = &work.hot_cold {
+        add("--hot-cold", hot.clone());
+    }
+    if work.verify {
+        args.push("--verify".to_owned());
+    }
+    args
+}
+
+/// Runs `forebay bench` on a core; its report.
+pub(crate) fn bench(
+    forebay: &Path,
+    core: usize,
+    uri: &str,
+    args: &[&str],
+    counted: Option<(u32, &Path)>,
+) -> Result<serde_json::Value> {
+    let mut command = counting(Path::new("taskset"), counted);
+    command.args(["-c", &core.to_string()]).arg(forebay);
+    command.args(["bench", uri, "-o", "json", "--yes"]).args(args);
+    let text = output(&mut command)?;
+    let report: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| format!("no JSON ({error}) in: {text}"))?;
+    match (report["errors"].as_u64(), report["mismatches"].as_u64()) {
+        (Some(0), Some(0)) => Ok(report),
+        _ => Err(format!("operations failed, or read wrong data: {report}")),
+    }
+}
+
+/// A program, under `perf stat` of another process where that is to be counted.
+fn counting(program: &Path, counted: Option<(u32, &Path)>) -> Command {
+    let Some((pid, file)) = counted else { return Command::new(program) };
+    let mut command = Command::new("perf");
+    command.args(["stat", "-x,", "-e", machine::EVENTS, "-p", &pid.to_string(), "-o"]);
+    command.arg(file).arg("--").arg(program);
+    command
 }
 
 /// `nvmf+tcp://ADDRESS:PORT/NQN?hostnqn=…` in SPDK's words.
@@ -159,6 +252,33 @@ fn output(command: &mut Command) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_spdk_prints_is_read() {
+        let text = "Total                                  :  262144.50    1024.00     483.10\n\
+                    Summary latency data for TCP from core 1:\n\
+                    =====\n  1.00000% :   100.000us\n 50.00000% :   483.123us\n 99.00000% :   700.000us\n\
+                     99.90000% :   900.500us\n 99.99000% :  1500.000us\n  1.00000% :     1.000us\n";
+        let sample = spdk_sample(text, 4.0).unwrap();
+        assert_eq!((sample.iops, sample.p50, sample.p99_99), (262_144.5, 483.123, 1500.0));
+        assert_eq!((sample.curve.len(), sample.all_ops), (5, 1_048_578.0));
+        assert!(spdk_sample("Total : 1.0\n", 4.0).is_none());
+    }
+
+    #[test]
+    fn a_work_is_told_to_the_load_generator_whole() {
+        let work: Work = toml::from_str(
+            "name = \"w\"\nrw = \"randrw\"\nread_percent = 30\nqueue_depth = 8\nrate = 100\n\
+             arrivals = \"poisson\"\nhot_cold = \"90/10\"\nscan = 5\nverify = true\nconnections = 4\n",
+        )
+        .unwrap();
+        let args = work_args(&work, 3).join(" ");
+        assert_eq!(
+            args,
+            "--rw randrw --warm-up 1s --qd 8 --time 3s --read-percent 30 --connections 4 --scan 5 --rate 100 \
+             --arrivals poisson --hot-cold 90/10 --verify"
+        );
+    }
 
     #[test]
     fn a_uri_is_told_in_the_words_of_spdk() {

@@ -4,14 +4,13 @@ use super::config::PeerConfig;
 use crate::Result;
 use crate::guard::Guard;
 use crate::node::Node;
+use crate::threads::Threads;
+use forebay_control::stat::{DeviceStat, VolumeStat};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Clock ticks of a second in proc(5)'s times, on every Linux that this runs on.
-const TICKS: f64 = 100.0;
-
-/// What a daemon has counted of its volumes' reads, in blocks.
+/// What a daemon has counted: blocks of its volumes, bytes of its caches.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counters {
     /// Found in the cache, memory tier included.
@@ -22,6 +21,14 @@ pub(crate) struct Counters {
     pub(crate) misses: u64,
     /// Fetched past the cache.
     pub(crate) bypassed: u64,
+    /// Written into the cache.
+    pub(crate) cached_writes: u64,
+    /// Written past it.
+    pub(crate) bypassed_writes: u64,
+    /// Bytes written to the cache devices.
+    pub(crate) written: u64,
+    /// Bytes that these have.
+    pub(crate) capacity: u64,
 }
 
 /// A running target.
@@ -37,7 +44,7 @@ pub(crate) struct Peer {
 
 impl Peer {
     /// Starts it.
-    pub(crate) fn start(config: &PeerConfig, program: &std::path::Path) -> Result<Self> {
+    pub(crate) fn start(config: &PeerConfig, program: &Path) -> Result<Self> {
         if let Some(file) = &config.forebay {
             let node = Node::start(program, file, &socket_of(file)?)?;
             let pid = Some(node.pid());
@@ -46,15 +53,17 @@ impl Peer {
         let (Some(start), Some(pid)) = (&config.start, &config.pid) else {
             return Ok(Self { config: config.clone(), pid: None, node: None, _guard: None });
         };
-        shell(start)?;
-        let pid = shell(pid)?;
+        shell(start, &config.base)?;
+        let pid = shell(pid, &config.base)?;
         let pid = pid
             .trim()
             .parse()
             .map_err(|_| format!("peer \"{}\": `pid` printed \"{pid}\"", config.name))?;
         let mut peer = Self { config: config.clone(), pid: Some(pid), node: None, _guard: None };
         let stop = config.stop.as_deref().unwrap_or(":");
-        peer._guard = Some(Guard::new(&format!("kill -CONT {pid}; {stop}"))?);
+        let base = config.base.display();
+        peer._guard =
+            Some(Guard::new(&format!("kill -CONT {pid}; export COMPARISON='{base}'; {stop}"))?);
         Ok(peer)
     }
 
@@ -66,6 +75,22 @@ impl Peer {
     /// Where it serves.
     pub(crate) fn uri(&self) -> &str {
         &self.config.uri
+    }
+
+    /// Its process; none for a device without a target.
+    pub(crate) const fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+
+    /// What it says its version is.
+    pub(crate) fn version(&self) -> Result<Option<String>> {
+        let Some(node) = &self.node else {
+            let said =
+                self.config.version.as_ref().map(|version| shell(version, &self.config.base));
+            return Ok(said.transpose()?.map(|said| said.trim().to_owned()));
+        };
+        let stat = node.stat().ok_or("the daemon does not answer")?;
+        Ok(Some(stat.node.version))
     }
 
     /// Holds it still.
@@ -87,25 +112,23 @@ impl Peer {
             return Ok(None);
         };
         let stat = node.stat().ok_or("the daemon does not answer")?;
-        Ok(Some(stat.volumes.iter().fold(Counters::default(), |sum, volume| Counters {
-            hits: sum.hits + volume.hits,
-            memory_hits: sum.memory_hits + volume.memory_hits,
-            misses: sum.misses + volume.misses,
-            bypassed: sum.bypassed + volume.bypassed,
-        })))
+        let caches = |of: fn(&DeviceStat) -> u64| stat.caches.iter().map(of).sum();
+        let volumes = |of: fn(&VolumeStat) -> u64| stat.volumes.iter().map(of).sum();
+        Ok(Some(Counters {
+            hits: volumes(|volume| volume.hits),
+            memory_hits: volumes(|volume| volume.memory_hits),
+            misses: volumes(|volume| volume.misses),
+            bypassed: volumes(|volume| volume.bypassed),
+            cached_writes: volumes(|volume| volume.cached_writes),
+            bypassed_writes: volumes(|volume| volume.bypassed_writes),
+            written: caches(|cache| cache.write.bytes),
+            capacity: caches(|cache| cache.size),
+        }))
     }
 
-    /// Seconds of processor time that it has had; 0 for a device without a target.
-    pub(crate) fn cpu(&self) -> Result<f64> {
-        let Some(pid) = self.pid else {
-            return Ok(0.0);
-        };
-        let path = format!("/proc/{pid}/stat");
-        let text = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
-        // proc(5): utime and stime are fields 14 and 15; the name before them may hold blanks.
-        let after = text.rsplit(')').next().unwrap_or_default();
-        let times = after.split_whitespace().skip(11).take(2);
-        Ok(times.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / TICKS)
+    /// What its threads have had of the processor; nothing for a device without a target.
+    pub(crate) fn threads(&self) -> Result<Threads> {
+        self.pid.map_or_else(|| Ok(Threads::default()), Threads::of)
     }
 
     fn signal(&self, signal: &str) -> Result<()> {
@@ -125,7 +148,7 @@ impl Drop for Peer {
         // A held process would not answer to its end.
         let _gone = self.signal("-CONT");
         if let Some(stop) = &self.config.stop
-            && let Err(error) = shell(stop)
+            && let Err(error) = shell(stop, &self.config.base)
         {
             eprintln!("{}: {error}", self.name());
         }
@@ -133,7 +156,7 @@ impl Drop for Peer {
 }
 
 /// The control socket that a daemon's configuration names.
-fn socket_of(file: &std::path::Path) -> Result<PathBuf> {
+fn socket_of(file: &Path) -> Result<PathBuf> {
     let fail = |what: &str| format!("{}: {what}", file.display());
     let text = fs::read_to_string(file).map_err(|error| fail(&error.to_string()))?;
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| fail(&e.to_string()))?;
@@ -141,11 +164,13 @@ fn socket_of(file: &std::path::Path) -> Result<PathBuf> {
     socket.map(PathBuf::from).ok_or_else(|| fail("`socket` of [control] is missing"))
 }
 
-fn shell(command: &str) -> Result<String> {
+/// Runs a command; `$COMPARISON` is the directory of the file that names it.
+fn shell(command: &str, base: &Path) -> Result<String> {
     // Output goes to a file: a daemon that a command leaves behind would keep a pipe open.
     let out = tempfile(command)?;
     let file = fs::File::create(&out).map_err(|error| format!("{}: {error}", out.display()))?;
-    let done = Command::new("sh").args(["-c", command]).stdout(file).status();
+    let done =
+        Command::new("sh").args(["-c", command]).env("COMPARISON", base).stdout(file).status();
     let said = fs::read_to_string(&out).unwrap_or_default();
     let _gone = fs::remove_file(&out);
     match done {
