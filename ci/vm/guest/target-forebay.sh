@@ -51,3 +51,11 @@ target_stop() {
 }
 
 target_log() { for log in /run/forebay/*.log; do echo "[$log]" && tail -n 15 "$log"; done; }
+
+# The daemon of volume 512, asked over its control socket.
+readonly SOCKET=/run/forebay/512.sock
+ask() { forebay --socket "$SOCKET" "$@"; }
+# Statistics into $RUN/stat; `forebay stat` ends with 3 where something is wrong.
+look() { ask -o json stat >"$RUN/stat" || (($? == 3)); }
+# A number or text of them.
+stat_of() { jq -r "$1" "$RUN/stat"; }

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The kernel and the initramfs that the guest boots. Uses $here, $cache, $work, $target and $binary of `run`.
+# The kernel and the initramfs that the guest boots. Uses $here, $repository, $cache, $work, $target and $binary of `run`.
 
 # Modules of the guest, with what they depend on.
 readonly MODULES=(virtio_pci virtio_blk ext4 crc32c_generic loop dm-mod dm-flakey tcp_diag nvme-tcp nvmet nvmet-tcp)
@@ -119,6 +119,7 @@ build_image() {
     install -m 755 "$here/guest/init" "$tree/init"
     cp "$here"/guest/*.sh "$here/guest/forebay.toml" "$tree/vm/"
     cp "$here/suites/$suite.sh" "$tree/vm/suite.sh"
+    cp -r "$repository/bench/fio" "$tree/vm/fio"
     if [[ $target == forebay ]]; then
         copy_programs "$tree" "$binary"
         # Not by its own path: that may lie below a directory where the guest mounts something.

@@ -4,7 +4,6 @@
 CHECKS=5
 LIMIT=600
 
-readonly SOCKET=/run/forebay/512.sock
 readonly HALF=1048576 # sectors: 512 MiB of /dev/vdb for each of the two devices
 readonly MAPPER=/dev/mapper
 # What the host's driver says of a read that has no good copy: the status Unrecovered Read Error.
@@ -53,11 +52,6 @@ tidy() {
     killall -q -9 forebay || true
 }
 
-ask() { forebay --socket "$SOCKET" "$@"; }
-# Statistics into $RUN/stat; `forebay stat` ends with 3 where something is wrong.
-look() { ask -o json stat >"$RUN/stat" || (($? == 3)); }
-# A number or text of them.
-stat_of() { jq -r "$1" "$RUN/stat"; }
 complains() { ask stat >"$RUN/said" || true; grep -q "$1" "$RUN/said"; }
 clean() { ask volume drain v512 >/dev/null; }
 
