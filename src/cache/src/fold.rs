@@ -1,14 +1,6 @@
 //! Sixteen bits of each cached block's CRC32C, kept in memory and checked on every hit.
 
-use forebay_io::crc::{block_crc, fold16};
-
-/// A block's CRC as it is folded: [`block_crc`] with the log sequence number 0, because a hit does
-/// not know the real one. `crc` is the full one, seeded with `lsn`. The seed is mixed in by
-/// exclusive or, so it is exchanged without the data.
-#[must_use]
-pub fn timeless(crc: u32, volume_key: u64, block: u64, lsn: u64) -> u32 {
-    crc ^ block_crc(volume_key, block, lsn, &[]) ^ block_crc(volume_key, block, 0, &[])
-}
+use forebay_io::crc::fold16;
 
 /// One folded CRC for each slot: 2 bytes a slot, allocated once.
 pub struct Folds(Vec<u16>);
@@ -58,12 +50,6 @@ impl Folds {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_timeless_crc_is_the_one_without_a_number() {
-        let data = [3u8; 4096];
-        assert_eq!(timeless(block_crc(7, 8, 9, &data), 7, 8, 9), block_crc(7, 8, 0, &data));
-    }
 
     #[test]
     fn it_tells_other_data_and_slots_apart() {

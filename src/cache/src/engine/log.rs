@@ -7,8 +7,7 @@ use super::stream::{BATCH_BYTES, Batch, IN_FLIGHT_MAX, SECOND_FROM, Sent};
 use super::types::Event;
 use super::volume::Volume;
 use super::{Cx, Engine};
-use crate::fold::timeless;
-use crate::format::batch::{BatchBuilder, Placed, SegmentName};
+use crate::format::batch::{BatchBuilder, Placed, SegmentName, timeless_mask};
 use crate::format::geometry::LogStream;
 use crate::format::record::{Kind, Record};
 use crate::plant::Bug;
@@ -211,8 +210,9 @@ impl<B: Buf> Engine<B> {
         batch.from.extend((0..record.blocks).map(|_| from.unwrap_or(0)));
         let first = self.map.slot(batch.seg, slot);
         let (_, crcs) = log.get(entry)?;
-        for ((slot, block), crc) in (first..).zip(record.block..).zip(crcs) {
-            self.folds.set(slot, timeless(*crc, key, block, record.lsn.0));
+        let mask = timeless_mask(record.lsn.0);
+        for (slot, crc) in (first..).zip(crcs) {
+            self.folds.set(slot, *crc ^ mask);
         }
         Some((first, batch.seg, batch.ordinal))
     }
