@@ -535,7 +535,9 @@ impl<B: Buf> Engine<B> {
     /// The next event; the data of a read that ended is appended to `pieces`.
     pub fn poll_event(&mut self, pieces: &mut Vec<Piece<B>>) -> Option<Event> {
         let (event, count) = self.events.pop_front()?;
-        pieces.extend(self.pieces.drain(..count as usize));
+        for _ in 0..count {
+            pieces.extend(self.pieces.pop_front());
+        }
         Some(event)
     }
 

@@ -1,11 +1,23 @@
 //! A host's request comes in, is put aside and taken up again, and ends.
 
-use super::request::Stage;
+use super::read::Found;
+use super::request::{Part, Stage};
 use super::slab::Handle;
 use super::stats::BlockCounts;
 use super::types::{BLOCK, Event};
 use super::{Cx, Engine};
-use forebay_io::{BlockError, Buf, BufPool, Instant, Outcome, Payload, Piece, Request, RequestOp};
+use forebay_io::{
+    BlockError, Buf, BufPool, Instant, Outcome, Payload, Piece, Request, RequestOp, Tag,
+};
+
+/// What a request that was checked asks for.
+struct Asked {
+    place: u16,
+    /// Bytes from the volume's begin.
+    offset: u64,
+    len: u64,
+    sequential: bool,
+}
 
 impl<B: Buf> Engine<B> {
     /// Takes a host's request. It ends in [`Event::Done`] with its tag.
@@ -18,22 +30,40 @@ impl<B: Buf> Engine<B> {
     ) {
         let mut cx = Cx { pool, now };
         self.last_poll = now;
-        match self.admit(request, &payload, now) {
-            Ok(h) => self.begin(&mut cx, h, payload),
-            Err(error) => {
-                self.event(Event::Done { tag: request.tag, outcome: Outcome::Failed(error) });
-            }
+        let judged = self.judge(request, &payload);
+        if let Err(error) = judged.and_then(|asked| self.admit(&mut cx, request, &asked, payload)) {
+            self.event(Event::Done { tag: request.tag, outcome: Outcome::Failed(error) });
         }
         self.settle(&mut cx);
     }
 
-    /// Checks a request and gives it a place.
-    fn admit(
+    /// Begins a request that was checked.
+    fn admit<P: BufPool<Buf = B>>(
         &mut self,
+        cx: &mut Cx<'_, P>,
         request: &Request,
-        payload: &Payload<'_, B>,
-        now: Instant,
-    ) -> Result<Handle, BlockError> {
+        asked: &Asked,
+        payload: Payload<'_, B>,
+    ) -> Result<(), BlockError> {
+        let (block, skip) = (asked.offset / BLOCK, asked.offset % BLOCK);
+        if request.op != RequestOp::Read || skip + asked.len > BLOCK {
+            let h = self.enter(request, asked, cx.now)?;
+            self.begin(cx, h, payload);
+            return Ok(());
+        }
+        // What the memory tier has of one block is answered at once, and needs no place.
+        match self.lookup(asked.place, block) {
+            Found::Page(buf, start) => self.page_hit(request.tag, asked, buf, start),
+            found => {
+                let h = self.enter(request, asked, cx.now)?;
+                self.read_one(cx, h, found);
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks a request.
+    fn judge(&mut self, request: &Request, payload: &Payload<'_, B>) -> Result<Asked, BlockError> {
         let place = self.vols.find(request.volume).ok_or(BlockError::NoSuchVolume)?;
         let vol = self.vols.get_mut(place).ok_or(BlockError::NoSuchVolume)?;
         if !vol.attached || vol.detaching || self.stopping {
@@ -70,13 +100,58 @@ impl<B: Buf> Engine<B> {
             }
             _ => false,
         };
+        Ok(Asked { place, offset, len, sequential })
+    }
+
+    /// Gives a request a place.
+    fn enter(
+        &mut self,
+        request: &Request,
+        asked: &Asked,
+        now: Instant,
+    ) -> Result<Handle, BlockError> {
+        let vol = self.vols.get_mut(asked.place).ok_or(BlockError::NoSuchVolume)?;
         let (h, req) = self.reqs.take().ok_or(BlockError::Internal)?;
         vol.requests += 1;
         req.reset();
         req.tag = request.tag;
-        (req.volume, req.op, req.fua) = (place, request.op, request.fua);
-        (req.offset, req.len, req.sequential, req.arrived) = (offset, len, sequential, now);
+        (req.volume, req.op, req.fua) = (asked.place, request.op, request.fua);
+        (req.offset, req.len) = (asked.offset, asked.len);
+        (req.sequential, req.arrived) = (asked.sequential, now);
         Ok(h)
+    }
+
+    /// Answers a read of one block, or of a part of it, from its page in the memory tier.
+    fn page_hit(&mut self, tag: Tag, asked: &Asked, buf: B, start: u32) {
+        // Both are less than a block.
+        let skip = u32::try_from(asked.offset % BLOCK).unwrap_or(0);
+        let len = u32::try_from(asked.len).unwrap_or(0);
+        if let Some(vol) = self.vols.get_mut(asked.place) {
+            vol.blocks.tier_hits += 1;
+        }
+        self.stats.blocks.tier_hits += 1;
+        self.pieces.push_back(Piece { buf, offset: start + skip, len });
+        self.events.push_back((Event::Done { tag, outcome: Outcome::Done }, 1));
+    }
+
+    /// Ends a host's read whose parts are complete.
+    pub(super) fn read_ended(&mut self, h: Handle) {
+        let Some(req) = self.reqs.get_mut(h) else { return };
+        // One block is the usual case by far.
+        let [Part { piece, origin, .. }] = req.parts.as_mut_slice() else {
+            return self.finish(h, Outcome::Done);
+        };
+        let (piece, origin) = (piece.take(), *origin);
+        let (place, tag) = (req.volume, req.tag);
+        self.reqs.free(h);
+        if let Some(vol) = self.vols.get_mut(place) {
+            vol.requests -= 1;
+            vol.blocks.read(origin);
+        }
+        self.stats.blocks.read(origin);
+        let count = u32::from(piece.is_some());
+        self.pieces.extend(piece);
+        self.events.push_back((Event::Done { tag, outcome: Outcome::Done }, count));
     }
 
     fn begin<P: BufPool<Buf = B>>(

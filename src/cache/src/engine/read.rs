@@ -17,7 +17,7 @@ const RUN_MAX: u64 = 64;
 const TRIES_MAX: u8 = 3;
 
 /// Where a block is.
-enum Found<B> {
+pub(super) enum Found<B> {
     Zero,
     Page(B, u32),
     Slot(u32),
@@ -54,49 +54,19 @@ impl<B: Buf> Engine<B> {
         len: u64,
     ) {
         let Some(volume) = self.reqs.get(h).map(|req| req.volume) else { return };
-        let past = self.origin_past(h);
         let end = offset.saturating_add(len);
         let (mut at, mut run) = (offset, None::<Run>);
         while at < end {
             let block = at / BLOCK;
             let stop = ((block + 1) * BLOCK).min(end);
-            let within = (u16::try_from(at % BLOCK), u16::try_from(stop - at));
-            let (Ok(offset), Ok(len)) = within else { return };
+            let within = (at % BLOCK, stop - at);
             at = stop;
             let found = self.lookup(volume, block);
-            let Some(req) = self.reqs.get_mut(h) else { return };
-            let part = u32::try_from(req.parts.len()).unwrap_or(u32::MAX);
-            let origin = match found {
-                Found::Page(..) => Origin::Tier,
-                Found::Zero => Origin::Zeroes,
-                Found::Slot(_) => Origin::Device,
-                Found::Miss | Found::Lost => past,
-            };
-            req.parts.push(Part { piece: None, origin, from: 0, tries: 0, offset, len });
-            let slot = match found {
-                Found::Slot(slot) => Some(slot),
-                Found::Miss => None,
-                Found::Page(buf, start) => {
-                    self.set_part(h, part, buf, start, 0);
-                    continue;
-                }
-                Found::Zero => {
-                    match self.zero_page(cx) {
-                        Some(zero) => self.set_part(h, part, zero, 0, 0),
-                        None => self.ask_again(h),
-                    }
-                    continue;
-                }
-                Found::Lost => {
-                    self.fail(h, BlockError::Unrecovered);
-                    continue;
-                }
-            };
-            if let Some(open) = run.as_mut().filter(|open| self.extends(open, slot, block)) {
+            let Some(next) = self.read_part(cx, h, block, within, found) else { continue };
+            if let Some(open) = run.as_mut().filter(|open| self.extends(open, next.slot, block)) {
                 open.blocks += 1;
                 continue;
             }
-            let next = Run { slot, block, part, blocks: 1 };
             if let Some(done) = run.replace(next) {
                 self.read_run(cx, h, volume, done);
             }
@@ -104,6 +74,56 @@ impl<B: Buf> Engine<B> {
         if let Some(done) = run {
             self.read_run(cx, h, volume, done);
         }
+    }
+
+    /// Begins a host's read of one block, or of a part of it, that was looked up.
+    pub(super) fn read_one<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        h: Handle,
+        found: Found<B>,
+    ) {
+        let Some(req) = self.reqs.get_mut(h) else { return };
+        req.stage = Stage::Read;
+        let (volume, block) = (req.volume, req.offset / BLOCK);
+        let within = (req.offset % BLOCK, req.len);
+        if let Some(run) = self.read_part(cx, h, block, within, found) {
+            self.read_run(cx, h, volume, run);
+        }
+        self.parts_check(cx, h);
+    }
+
+    /// Adds a part, one block or bytes `within` it (first, count), to a request; where a device has to
+    /// be read for it, says what.
+    fn read_part<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        h: Handle,
+        block: u64,
+        within: (u64, u64),
+        found: Found<B>,
+    ) -> Option<Run> {
+        let (offset, len) = (u16::try_from(within.0).ok()?, u16::try_from(within.1).ok()?);
+        let origin = match found {
+            Found::Page(..) => Origin::Tier,
+            Found::Zero => Origin::Zeroes,
+            Found::Slot(_) => Origin::Device,
+            Found::Miss | Found::Lost => self.origin_past(h),
+        };
+        let req = self.reqs.get_mut(h)?;
+        let part = u32::try_from(req.parts.len()).unwrap_or(u32::MAX);
+        req.parts.push(Part { piece: None, origin, from: 0, tries: 0, offset, len });
+        match found {
+            Found::Slot(slot) => return Some(Run { slot: Some(slot), block, part, blocks: 1 }),
+            Found::Miss => return Some(Run { slot: None, block, part, blocks: 1 }),
+            Found::Page(buf, start) => self.set_part(h, part, buf, start, 0),
+            Found::Zero => match self.zero_page(cx) {
+                Some(zero) => self.set_part(h, part, zero, 0, 0),
+                None => self.ask_again(h),
+            },
+            Found::Lost => self.fail(h, BlockError::Unrecovered),
+        }
+        None
     }
 
     /// How a block counts that the backing device gives.
@@ -131,7 +151,7 @@ impl<B: Buf> Engine<B> {
         }
     }
 
-    fn lookup(&mut self, volume: u16, block: u64) -> Found<B> {
+    pub(super) fn lookup(&mut self, volume: u16, block: u64) -> Found<B> {
         let Some(vol) = self.vols.get(volume) else { return Found::Lost };
         if !vol.caching {
             return Found::Miss;
@@ -433,7 +453,7 @@ impl<B: Buf> Engine<B> {
         } else if req.stage == Stage::Prepare {
             self.prepared(cx, h);
         } else {
-            self.finish(h, Outcome::Done);
+            self.read_ended(h);
         }
     }
 

@@ -169,12 +169,77 @@ impl<B> Req<B> {
         (first, end - first)
     }
 
-    /// Clears what the last user of the place left; vectors keep their capacity.
+    /// Clears what the last user of the place left; vectors keep their capacity. Field by field: a whole
+    /// new value would be made beside the old one and copied over it, for every request.
     pub(super) fn reset(&mut self) {
-        let mut parts = core::mem::take(&mut self.parts);
-        let mut records = core::mem::take(&mut self.records);
+        let Self {
+            parts,
+            records,
+            data,
+            second,
+            tag,
+            volume,
+            op,
+            offset,
+            len,
+            fua,
+            stage,
+            outstanding,
+            error,
+            again,
+            placed,
+            claim,
+            backing,
+            release,
+            delayed,
+            bypass,
+            counted,
+            through,
+            direct,
+            merged,
+            sequential,
+            invalidated,
+            committed,
+            lasting,
+            zeroed,
+            doubt,
+            bypassing,
+            parent,
+            ticket,
+            arrived,
+        } = self;
         parts.clear();
         records.clear();
-        *self = Self { parts, records, ..Self::default() };
+        (*data, *second) = (None, None);
+        *tag = Tag(0);
+        *volume = 0;
+        *op = RequestOp::Flush;
+        *offset = 0;
+        *len = 0;
+        *fua = false;
+        *stage = Stage::Claim;
+        *outstanding = 0;
+        *error = None;
+        *again = false;
+        *placed = 0;
+        *claim = None;
+        *backing = None;
+        *release = Instant(0);
+        *delayed = false;
+        *bypass = false;
+        *counted = false;
+        *through = false;
+        *direct = false;
+        *merged = false;
+        *sequential = false;
+        *invalidated = false;
+        *committed = false;
+        *lasting = false;
+        *zeroed = 0;
+        *doubt = false;
+        *bypassing = false;
+        *parent = None;
+        *ticket = 0;
+        *arrived = Instant(0);
     }
 }
