@@ -60,10 +60,16 @@ impl LatencyHistogram {
     /// Counts what took from `began` to `ended`.
     #[inline]
     pub fn record(&mut self, began: Instant, ended: Instant) {
+        self.record_many(began, ended, 1);
+    }
+
+    /// Counts `times` (at least 1) things that took from `began` to `ended` each.
+    #[inline]
+    pub fn record_many(&mut self, began: Instant, ended: Instant, times: u64) {
         let ns = ended.0.saturating_sub(began.0);
-        self.counts[bucket(ns)] += 1;
-        self.count += 1;
-        self.sum = self.sum.saturating_add(ns);
+        self.counts[bucket(ns)] += times;
+        self.count += times;
+        self.sum = self.sum.saturating_add(ns.saturating_mul(times));
         self.max = self.max.max(ns);
     }
 
@@ -177,6 +183,14 @@ mod tests {
         assert_eq!(long.quantile(1_000_000), Duration::from_secs(400));
         assert_eq!(long.max(), Duration::from_secs(400));
         assert_eq!((long.below_power(4), long.below_power(36)), (1, 1));
+    }
+
+    #[test]
+    fn many_of_one_time_count_as_each_alone() {
+        let mut many = LatencyHistogram::new();
+        many.record_many(Instant(7), Instant(1007), 3);
+        many.record_many(Instant(9), Instant(8), 2);
+        assert_eq!(many, of(&[1000, 1000, 1000, 0, 0]));
     }
 
     #[test]

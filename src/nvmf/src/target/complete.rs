@@ -72,10 +72,16 @@ impl<B: Buf> Target<B> {
         if let Some(namespace) = self.namespace_of_mut(home, nsid)
             && let Some(side) = count(namespace, kind, blocks, failed)
         {
-            if self.ended.len() >= ENDED_MAX {
-                self.measure(self.clock);
+            let ended = Ended { home, nsid, side, arrived, commands: 1 };
+            match self.ended.last_mut() {
+                Some(last) if last.is_like(&ended) => last.commands += 1,
+                _ => {
+                    if self.ended.len() >= ENDED_MAX {
+                        self.measure(self.clock);
+                    }
+                    self.ended.push(ended);
+                }
             }
-            self.ended.push(Ended { home, nsid, side, arrived });
         }
         if let Some(status) = failed {
             self.log_completed(parts.conn, cid, nsid, slba, status);

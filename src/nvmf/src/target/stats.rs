@@ -80,17 +80,28 @@ impl NamespaceLatency {
             Side::Write => &mut self.write,
             Side::Flush => &mut self.flush,
         };
-        histogram.record(ended.arrived, at);
+        histogram.record_many(ended.arrived, at, ended.commands);
     }
 }
 
-/// A command whose response is queued and whose end is not known yet.
+/// Commands of one kind and one arrival whose responses are queued and whose end is not known yet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ended {
     pub(super) home: Home,
     pub(super) nsid: u32,
     pub(super) side: Side,
     pub(super) arrived: Instant,
+    pub(super) commands: u64,
+}
+
+impl Ended {
+    /// Whether a command counts together with these: what one receive brought usually does.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self.arrived == other.arrived
+            && self.nsid == other.nsid
+            && self.side == other.side
+            && self.home == other.home
+    }
 }
 
 /// The host side of an association.
