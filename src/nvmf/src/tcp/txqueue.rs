@@ -134,12 +134,33 @@ impl<B: Buf> TxQueue<B> {
         segments.chain(open).filter(|slice| !slice.is_empty())
     }
 
+    /// At least as many as [`TxQueue::gather`] fills.
+    #[must_use]
+    pub fn most_slices(&self) -> usize {
+        2 * self.segments.len() + 1
+    }
+
     /// Fills `pieces` from the front with what is to be sent, in order; returns how many it used.
     pub fn gather<'a>(&'a self, pieces: &mut [IoSlice<'a>]) -> usize {
-        let mut used = 0;
-        for (piece, slice) in pieces.iter_mut().zip(self.slices()) {
-            *piece = IoSlice::new(slice);
-            used += 1;
+        let (mut used, mut at) = (0, self.head);
+        let mut put = |slice: &'a [u8]| {
+            if let Some(piece) = pieces.get_mut(used) {
+                *piece = IoSlice::new(slice);
+                used += 1;
+            }
+        };
+        for segment in &self.segments {
+            if segment.run > 0 {
+                put(&self.arena[at..at + segment.run]);
+                at += segment.run;
+            }
+            // Never empty: it is cut from the front and goes with its last byte.
+            if let Some(piece) = &segment.piece {
+                put(bytes_of(piece));
+            }
+        }
+        if self.closed < self.arena.len() {
+            put(&self.arena[self.closed..]);
         }
         used
     }
@@ -258,6 +279,7 @@ mod tests {
                 let used = tx.gather(&mut pieces);
                 prop_assert!(pieces[..used].iter().map(|piece| &piece[..]).eq(tx.slices().take(3)));
                 prop_assert_eq!(used, tx.slices().count().min(3));
+                prop_assert!(tx.slices().count() <= tx.most_slices());
                 prop_assert!(tx.arena.len() <= 2 * model.len() + COMPACT_AT + 3000);
             }
             tx.advance(usize::MAX);
