@@ -17,12 +17,15 @@ const RECEIVE: usize = 256 << 10;
 const HOT: usize = 8;
 /// Loops between two looks at listeners and at connections that are not established.
 const COLD_EVERY: u32 = 32;
+/// The same while nothing else is to be done: a look costs as much as trying a connection, and would
+/// double the time in which a command that arrives is found.
+const IDLE_EVERY: u32 = 8;
 /// Connections that belong to no subsystem yet, on one reactor, and from one address.
 const UNASSOCIATED_MAX: usize = 256;
 const UNASSOCIATED_PER_ADDRESS_MAX: usize = 64;
-/// Pieces of one send; Linux takes 1024.
+/// Pieces of one send at most; Linux takes 1024. The list is made anew for each send, and is no longer
+/// than what there is to send needs.
 const PIECES: usize = 512;
-const PIECES_FEW: usize = 16;
 
 /// What a key of the epoll set stands for.
 const KIND_LISTENER: u64 = 1 << 32;
@@ -70,6 +73,8 @@ pub(crate) struct Net {
     buffer: Box<[u8]>,
     events: Vec<forebay_reactor::wait::Event>,
     loops: u32,
+    /// Links whose sockets take no more for now.
+    blocked: usize,
     /// The deadline of the oldest greeting.
     deadline: Instant,
 }
@@ -87,6 +92,7 @@ impl Net {
             buffer: vec![0; RECEIVE].into_boxed_slice(),
             events: Vec::with_capacity(256),
             loops: 0,
+            blocked: 0,
             deadline: Instant::NEVER,
         })
     }
@@ -137,7 +143,8 @@ impl Net {
             }
         }
         self.loops = self.loops.wrapping_add(1);
-        if !direct || !busy || self.loops.is_multiple_of(COLD_EVERY) {
+        let quiet = !busy && self.loops.is_multiple_of(IDLE_EVERY);
+        if !direct || self.blocked > 0 || quiet || self.loops.is_multiple_of(COLD_EVERY) {
             busy |= self.look(shard, arrivals, direct, now);
         }
         if now >= self.deadline {
@@ -285,9 +292,9 @@ impl Net {
     pub(crate) fn close(&mut self, id: ConnId, shard: &mut NodeShard, now: Instant) {
         let at = id.index();
         if let Some(slot) = self.links.get_mut(at)
-            && slot.as_ref().is_some_and(|link| link.id == id)
+            && let Some(link) = slot.take_if(|link| link.id == id)
         {
-            *slot = None;
+            self.blocked -= usize::from(link.blocked);
             self.live.retain(|live| *live != at);
         }
         shard.conn_closed(id, now);
@@ -295,6 +302,7 @@ impl Net {
 
     /// Ends every connection.
     pub(crate) fn close_all(&mut self, shard: &mut NodeShard, now: Instant) {
+        self.blocked = 0;
         while let Some(at) = self.live.pop() {
             if let Some(link) = self.links.get_mut(at).and_then(Option::take) {
                 shard.conn_closed(link.id, now);
@@ -349,16 +357,18 @@ impl Net {
             if tx.is_empty() {
                 return;
             }
-            let outcome = if tx.slices().nth(PIECES_FEW).is_none() {
-                write::<PIECES_FEW>(&mut link.stream, tx)
-            } else {
-                write::<PIECES>(&mut link.stream, tx)
+            let outcome = match tx.most_slices() {
+                ..=16 => write::<16>(&mut link.stream, tx),
+                17..=64 => write::<64>(&mut link.stream, tx),
+                65..=256 => write::<256>(&mut link.stream, tx),
+                _ => write::<PIECES>(&mut link.stream, tx),
             };
             match outcome {
                 Ok(sent) => shard.target.advance(id, sent),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     link.blocked = true;
+                    self.blocked += 1;
                     let key = KIND_CONN | at as u64;
                     let fd = link.stream.as_raw_fd();
                     let _ = self.epoll.change(fd, key, Interest::BOTH, Trigger::Level);
@@ -372,6 +382,7 @@ impl Net {
     fn unblock(&mut self, at: usize) {
         let Some(Some(link)) = self.links.get_mut(at) else { return };
         if core::mem::take(&mut link.blocked) {
+            self.blocked -= 1;
             let key = KIND_CONN | at as u64;
             let _ = self.epoll.change(link.stream.as_raw_fd(), key, Interest::READ, Trigger::Level);
         }
