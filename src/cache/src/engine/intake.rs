@@ -259,49 +259,25 @@ impl<B: Buf> Engine<B> {
         let doubt = req.doubt;
         let (direct, bypassing) = (req.direct, req.bypassing);
         (req.data, req.second) = (None, None);
-        let mut blocks = BlockCounts::default();
-        if outcome == Outcome::Done
+        let wrote = outcome == Outcome::Done
             && parent.is_none()
-            && matches!(req.op, RequestOp::Write | RequestOp::CompareAndWrite)
-        {
-            let place = if req.bypass { &mut blocks.bypassed_writes } else { &mut blocks.writes };
-            *place += req.blocks().1;
-        }
-        let mut count = 0;
-        if outcome == Outcome::Done && req.op == RequestOp::Read {
-            let mut last: Option<(u64, Piece<B>)> = None;
-            for part in req.parts.drain(..) {
-                blocks.read(part.origin);
-                let Some(piece) = part.piece else { continue };
-                if let Some((from, open)) = &mut last
-                    && *from != 0
-                    && *from == part.from
-                    && open.offset + open.len == piece.offset
-                {
-                    open.len += piece.len;
-                    continue;
-                }
-                if let Some((_, done)) = last.replace((part.from, piece)) {
-                    self.pieces.push_back(done);
-                    count += 1;
-                }
-            }
-            if let Some((_, done)) = last {
-                self.pieces.push_back(done);
-                count += 1;
-            }
+            && matches!(req.op, RequestOp::Write | RequestOp::CompareAndWrite);
+        let (bypass, written) = (req.bypass, if wrote { req.blocks().1 } else { 0 });
+        let count = if outcome == Outcome::Done && req.op == RequestOp::Read {
+            self.give_parts(h)
         } else {
             req.parts.clear();
-        }
+            0
+        };
         self.reqs.free(h);
         if let Some(vol) = self.vols.get_mut(place) {
             vol.requests -= 1;
             vol.journaling -= u64::from(counted);
             vol.direct -= u64::from(direct);
             vol.bypassing -= u64::from(bypassing);
-            vol.blocks.add(&blocks);
+            vol.blocks.wrote(bypass, written);
         }
-        self.stats.blocks.add(&blocks);
+        self.stats.blocks.wrote(bypass, written);
         if let Some(id) = claim {
             self.release_hold(id);
         }
@@ -315,6 +291,40 @@ impl<B: Buf> Engine<B> {
                 && self.refusals.hold(self.last_poll, tag) => {}
             None => self.events.push_back((Event::Done { tag, outcome }, count)),
         }
+    }
+
+    /// Counts a read's parts and hands their pieces out, neighbours in one buffer as one; returns how
+    /// many.
+    fn give_parts(&mut self, h: Handle) -> u32 {
+        let Some(req) = self.reqs.get_mut(h) else { return 0 };
+        let mut blocks = BlockCounts::default();
+        let mut count = 0;
+        let mut last: Option<(u64, Piece<B>)> = None;
+        for part in req.parts.drain(..) {
+            blocks.read(part.origin);
+            let Some(piece) = part.piece else { continue };
+            if let Some((from, open)) = &mut last
+                && *from != 0
+                && *from == part.from
+                && open.offset + open.len == piece.offset
+            {
+                open.len += piece.len;
+                continue;
+            }
+            if let Some((_, done)) = last.replace((part.from, piece)) {
+                self.pieces.push_back(done);
+                count += 1;
+            }
+        }
+        if let Some((_, done)) = last {
+            self.pieces.push_back(done);
+            count += 1;
+        }
+        if let Some(vol) = self.vols.get_mut(req.volume) {
+            vol.blocks.add(&blocks);
+        }
+        self.stats.blocks.add(&blocks);
+        count
     }
 
     pub(super) fn event(&mut self, event: Event) {

@@ -52,6 +52,12 @@ impl BlockCounts {
         *place += 1;
     }
 
+    /// Counts blocks that were written.
+    pub(super) const fn wrote(&mut self, bypass: bool, blocks: u64) {
+        let place = if bypass { &mut self.bypassed_writes } else { &mut self.writes };
+        *place += blocks;
+    }
+
     pub(super) fn add(&mut self, more: &Self) {
         self.hits += more.hits;
         self.tier_hits += more.tier_hits;

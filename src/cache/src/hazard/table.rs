@@ -172,6 +172,9 @@ impl HazardTable {
         ended.generation = ended.generation.wrapping_add(1);
         self.free.push(id.slot);
         self.waiting -= usize::from(node.blockers > 0);
+        if self.waiting == 0 {
+            return Some(node.claim);
+        }
         self.conflicting(&node.claim);
         self.scratch.retain(|slot| self.nodes[*slot as usize].order > node.order);
         self.scratch.sort_unstable_by_key(|slot| self.nodes[*slot as usize].order);

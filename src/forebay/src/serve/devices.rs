@@ -187,9 +187,9 @@ impl Devices {
             let settled = shard.settle(now);
             let submitted = self.submit(shard, now);
             let completed = self.complete(shard, now);
-            let moved = settled || submitted || completed;
-            busy |= moved;
-            if !moved {
+            busy |= settled || submitted || completed;
+            // What settling alone leads to later is for the next loop.
+            if !(submitted || completed) {
                 break;
             }
         }
