@@ -7,10 +7,12 @@
 //! | `ordered` | what `write-back-ordered` costs against `write-back` |
 //! | `recovery` | time after a crash until writes, right reads and the whole cache are there |
 //! | `determinism` | percentiles of hits, misses and writes by an open loop, and with the backing device down |
+//! | `allocs` | allocations of the reactor for 100,000 commands in steady state |
 //! | `compare` | targets side by side in alternating runs: rate, latency, their ratios |
-//! | `report` | the report of one of the last two again, from its raw samples |
+//! | `report` | the report of `compare` or `determinism` again, from its raw samples |
 #![forbid(unsafe_code)]
 
+mod allocs;
 mod compare;
 mod determinism;
 mod guard;
@@ -48,6 +50,8 @@ enum Figure {
     Recovery(recovery::Args),
     /// Percentiles of hits, misses, and with the backing device down, by an open loop
     Determinism(determinism::Args),
+    /// Allocations of the reactor for 100,000 commands in steady state
+    Allocs(allocs::Args),
     /// Targets side by side, in alternating runs
     Compare(compare::Args),
     /// Makes the report and its plots again from the raw samples in its directory
@@ -67,6 +71,7 @@ fn main() -> ExitCode {
         Figure::Ordered(args) => ordered::run(&args),
         Figure::Recovery(args) => recovery::run(&args),
         Figure::Determinism(args) => determinism::run(&args),
+        Figure::Allocs(args) => allocs::run(&args),
         Figure::Compare(args) => compare::run(&args),
         Figure::Report { dir } => sample::Figures::load(&dir)
             .and_then(|figures| compare::write(&dir, &figures))

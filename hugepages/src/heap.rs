@@ -1,6 +1,7 @@
 //! The process's heap, with transparent hugepages for what is large.
 
 use crate::HUGE_PAGE;
+use core::cell::Cell;
 use std::alloc::{GlobalAlloc, Layout, System};
 
 /// What is at least this large is aligned to hugepages.
@@ -11,6 +12,22 @@ const LARGE: usize = 16 << 20;
 /// Where the kernel has none to give, ordinary pages serve.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HugeHeap;
+
+thread_local! {
+    /// Constant at its beginning and without a destructor, so that it needs no allocation itself.
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How often the calling thread has allocated or resized through [`HugeHeap`] since it began. A thread
+/// on which nothing is to be allocated in steady state can be held to that.
+#[must_use]
+pub fn allocations() -> u64 {
+    ALLOCATIONS.get()
+}
+
+fn count() {
+    ALLOCATIONS.set(ALLOCATIONS.get().wrapping_add(1));
+}
 
 /// The layout with the alignment of a hugepage, where it is large.
 fn aligned(layout: Layout) -> Option<Layout> {
@@ -32,6 +49,7 @@ fn advise(start: *mut u8, bytes: usize) {
 // above it, is a new one.
 unsafe impl GlobalAlloc for HugeHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
         let Some(large) = aligned(layout) else {
             // SAFETY: the caller's promises are those of `System`.
             return unsafe { System.alloc(layout) };
@@ -43,6 +61,7 @@ unsafe impl GlobalAlloc for HugeHeap {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
         let Some(large) = aligned(layout) else {
             // SAFETY: the caller's promises are those of `System`.
             return unsafe { System.alloc_zeroed(layout) };
@@ -64,6 +83,7 @@ unsafe impl GlobalAlloc for HugeHeap {
 
     unsafe fn realloc(&self, start: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         if layout.size() < LARGE && size < LARGE {
+            count();
             // SAFETY: the caller's promises are those of `System`.
             return unsafe { System.realloc(start, layout, size) };
         }
@@ -106,5 +126,24 @@ mod tests {
                 heap.dealloc(moved, Layout::from_size_align(to, 64).unwrap());
             }
         }
+    }
+
+    #[test]
+    fn a_thread_counts_its_own_allocations_and_resizes() {
+        let layout = Layout::from_size_align(100, 8).unwrap();
+        let other = move || {
+            // SAFETY: the size is not zero; the pointer is freed once.
+            unsafe { HugeHeap.dealloc(HugeHeap.alloc(layout), layout) };
+            allocations()
+        };
+        let before = allocations();
+        assert_eq!(std::thread::spawn(other).join().unwrap(), 1);
+        assert_eq!(allocations(), before);
+        // SAFETY: sizes are not zero; the pointer is freed once, with the layout it has then.
+        unsafe {
+            let start = HugeHeap.realloc(HugeHeap.alloc_zeroed(layout), layout, 300);
+            HugeHeap.dealloc(start, Layout::from_size_align(300, 8).unwrap());
+        }
+        assert_eq!(allocations(), before + 2);
     }
 }

@@ -16,7 +16,7 @@ pub mod memory;
 pub mod region;
 pub mod status;
 
-pub use heap::HugeHeap;
+pub use heap::{HugeHeap, allocations};
 pub use memory::Memory;
 pub use region::{Backing, Preference, Region, RegionError};
 pub use status::{PagePool, Usage, page_pools, usage};

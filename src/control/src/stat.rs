@@ -106,6 +106,10 @@ pub struct ReactorStat {
     pub connections: u32,
     /// Volumes that live on it.
     pub volumes: u32,
+    /// Times that its thread allocated memory since it began: connections, volumes and calls of the
+    /// control plane do, commands under way in steady state do not.
+    #[serde(default)]
+    pub allocations: u64,
 }
 
 /// Whether a device works.

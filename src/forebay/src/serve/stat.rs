@@ -34,6 +34,8 @@ struct Picture {
     pool: PoolUsage,
     connections: usize,
     volumes: usize,
+    /// Of its thread.
+    allocations: u64,
     engines: Vec<EngineStats>,
     engine_errors: Vec<Option<DeviceError>>,
     caches: Vec<(u32, DevicePicture)>,
@@ -150,6 +152,7 @@ impl Sampler {
             busy_percent: 100.0 * now.busy_share(before),
             connections: u32::try_from(picture.connections).unwrap_or(u32::MAX),
             volumes: u32::try_from(picture.volumes).unwrap_or(u32::MAX),
+            allocations: picture.allocations,
         })
         .collect()
     }
@@ -358,6 +361,7 @@ fn picture(service: &mut NodeService, now: Instant) -> Picture {
         pool: service.pool.usage(),
         connections: service.net.connections(),
         volumes: service.volumes.len(),
+        allocations: forebay_hugepages::allocations(),
         engines,
         engine_errors,
         caches: service.devices.caches.iter_mut().map(|(n, unit)| (*n, cache(unit))).collect(),
