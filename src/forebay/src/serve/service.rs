@@ -265,8 +265,9 @@ impl Service for NodeService {
             busy |= self.net.poll(&mut self.shard, &mut self.arrivals, now);
             self.place_arrivals(now);
         }
-        if self.shard.next_deadline() <= now {
-            self.shard.handle_timeout(now);
+        // Only the target's: the timers of engines are looked at by every end of a poll, below.
+        if self.shard.target.next_deadline() <= now {
+            self.shard.target.handle_timeout(now);
             busy = true;
         }
         busy |= self.devices.drive(&mut self.shard, now);
