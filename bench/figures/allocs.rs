@@ -15,6 +15,8 @@ use std::path::PathBuf;
 const SHORT: u64 = 50_000;
 /// Commands that are counted.
 const COMMANDS: u64 = 100_000;
+/// Allocations in the longer run that are not the commands': the control plane's questions, by time.
+const FEW: u64 = 100;
 /// The volume, in MiB.
 const VOLUME_MIB: u64 = 16;
 /// The cache: the volume and room for reclaim to work in.
@@ -40,28 +42,30 @@ pub(crate) struct Args {
     port: u16,
 }
 
-/// Prints the counts; false where any work allocates.
+/// Prints the counts; false where a kind of command allocates.
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let program = program(args.program.as_deref())?;
     empty_dir(&args.dir)?;
-    let layout = |memory_tier| Layout {
-        dir: &args.dir,
-        cache: args.cache.clone().unwrap_or_else(|| format!("mem:?size={CACHE_MIB}M")),
-        backing: format!("mem:?size={VOLUME_MIB}M"),
-        mode: "write-back",
-        core: 0,
-        poll: "busy",
-        port: args.port,
-        memory_tier,
-        ordered_journal: None,
-    };
     let mut none = true;
     for (name, tier, rw) in [
         ("hits in the memory tier", 2 * VOLUME_MIB << 20, Rw::RandRead),
         ("hits of the cache device", 0, Rw::RandRead),
         ("write-back writes", 0, Rw::RandWrite),
     ] {
-        let layout = layout(tier);
+        // Each a node of its own: what is in memory does not outlive one.
+        let dir = args.dir.join(name.replace(' ', "-"));
+        empty_dir(&dir)?;
+        let layout = Layout {
+            dir: &dir,
+            cache: args.cache.clone().unwrap_or_else(|| format!("mem:?size={CACHE_MIB}M")),
+            backing: format!("mem:?size={VOLUME_MIB}M"),
+            mode: "write-back",
+            core: 0,
+            poll: "busy",
+            port: args.port,
+            memory_tier: tier,
+            ordered_journal: None,
+        };
         let node = layout.start(&program)?;
         let work = |rw, ops| Workload {
             rw,
@@ -87,7 +91,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         }
         let more = long.saturating_sub(short);
         println!("{name}: {more} allocations for {COMMANDS} commands (runs of {short} and {long})");
-        none &= more == 0;
+        none &= more <= FEW;
     }
     fs::remove_dir_all(&args.dir).map_err(|error| format!("{}: {error}", args.dir.display()))?;
     Ok(none)
