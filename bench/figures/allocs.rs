@@ -48,7 +48,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     empty_dir(&args.dir)?;
     let mut none = true;
     for (name, tier, rw) in [
-        ("hits in the memory tier", 2 * VOLUME_MIB << 20, Rw::RandRead),
+        ("hits in the memory tier", (2 * VOLUME_MIB) << 20, Rw::RandRead),
         ("hits of the cache device", 0, Rw::RandRead),
         ("write-back writes", 0, Rw::RandWrite),
     ] {

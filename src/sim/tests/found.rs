@@ -120,3 +120,8 @@ fn the_rest_of_a_block_that_a_late_write_may_change_is_not_read_too_early() {
 fn a_flush_covers_a_write_around_the_cache_that_is_still_tried() {
     seeds(&[16_985]);
 }
+
+#[test]
+fn a_flush_covers_a_write_that_timed_out_and_came_late() {
+    seeds(&[100_132]);
+}

@@ -147,7 +147,7 @@ impl<B: Buf> Engine<B> {
         }
         // What an earlier flush covers is durable only when that one ends.
         let awaited = vol.flushing > 0 && !self.plant.has(Bug::FlushNotAwaited);
-        let wanted = vol.unflushed || awaited || vol.bypassing > 0;
+        let wanted = vol.unflushed || awaited || vol.bypassing > 0 || vol.doubts > 0;
         let wanted = wanted && !self.plant.has(Bug::NoBackingFlush);
         if wanted && vol.backing.volatile_write_cache {
             vol.unflushed = false;

@@ -128,23 +128,26 @@ fn what_a_write_that_timed_out_may_still_change_is_not_kept() {
 
 #[test]
 fn a_flush_covers_what_hosts_have_seen_of_a_write_that_is_not_over() {
-    let volumes = vec![(SIZE, 4096, CacheMode::PassThrough)];
-    let (on_failure, backing_volatile) = (OnFailure::Wait, true);
-    let mut w = World::new(3, Setup { volumes, on_failure, backing_volatile, ..Setup::default() });
-    w.backing[0].faults.write = Some(DeviceError::Timeout);
-    let late = w.next_write;
-    let write = w.ask(0, RequestOp::Write, 0, K);
-    w.wait_for(|e| matches!(e, Event::BackingFailing { .. }));
-    let flush = w.ask(0, RequestOp::Flush, 0, 0);
-    assert_eq!(w.wait_done(flush), Outcome::Done);
-    // The device carries it out, a host reads it, and asks that it stays.
-    w.backing[0].put(0, &crate::harness::model::content(late, 0, K));
-    w.read(0, 0, K);
-    let flushes = w.backing[0].flushes;
-    let flush = w.ask(0, RequestOp::Flush, 0, 0);
-    assert_eq!(w.wait_done(flush), Outcome::Done);
-    assert!(w.asked.contains_key(&write), "the write is still tried");
-    assert_eq!(w.backing[0].flushes, flushes + 1);
+    for on_failure in [OnFailure::Wait, OnFailure::Fail] {
+        let volumes = vec![(SIZE, 4096, CacheMode::PassThrough)];
+        let setup = Setup { volumes, on_failure, backing_volatile: true, ..Setup::default() };
+        let mut w = World::new(3, setup);
+        w.backing[0].faults.write = Some(DeviceError::Timeout);
+        let late = w.next_write;
+        let write = w.ask(0, RequestOp::Write, 0, K);
+        w.wait_for(|e| matches!(e, Event::BackingFailing { .. }));
+        w.run_for(300_000_000);
+        assert_eq!(w.asked.contains_key(&write), on_failure == OnFailure::Wait);
+        let flush = w.ask(0, RequestOp::Flush, 0, 0);
+        assert_eq!(w.wait_done(flush), Outcome::Done);
+        // The device carries it out, a host reads it, and asks that it stays.
+        w.backing[0].put(0, &crate::harness::model::content(late, 0, K));
+        w.read(0, 0, K);
+        let flushes = w.backing[0].flushes;
+        let flush = w.ask(0, RequestOp::Flush, 0, 0);
+        assert_eq!(w.wait_done(flush), Outcome::Done);
+        assert_eq!(w.backing[0].flushes, flushes + 1, "{on_failure:?}");
+    }
 }
 
 #[test]
