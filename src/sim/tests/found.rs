@@ -125,3 +125,8 @@ fn a_flush_covers_a_write_around_the_cache_that_is_still_tried() {
 fn a_flush_covers_a_write_that_timed_out_and_came_late() {
     seeds(&[100_132]);
 }
+
+#[test]
+fn a_journal_segment_is_freed_where_no_log_has_room_for_its_mark() {
+    seeds(&[100_287]);
+}

@@ -4,6 +4,8 @@
 //! The free mark is durable before an entry leaves the index and before the segment is used again,
 //! so that "not in the index" means "not on the device" for good.
 
+mod account;
+
 use super::ops::What;
 use super::segments::{Cover, State};
 use super::types::{BLOCK, BLOCK_LEN};
@@ -77,6 +79,7 @@ pub(super) struct Reclaim {
     ranges_at: (u32, u64),
     /// The last journal batch with ranges that were appended again.
     journal: Option<u64>,
+    accounting: account::Accounting,
     pub(super) segments: u64,
     pub(super) moved: u64,
     pub(super) evicted: u64,
@@ -96,6 +99,7 @@ impl Reclaim {
             rebuilt: false,
             ranges_at: (0, 0),
             journal: None,
+            accounting: account::Accounting::Marks,
             segments: 0,
             moved: 0,
             evicted: 0,
@@ -232,6 +236,7 @@ impl<B: Buf> Engine<B> {
         self.reclaim.keep.clear();
         (self.reclaim.next, self.reclaim.reads) = (0, 0);
         (self.reclaim.ordinal, self.reclaim.journal) = (None, None);
+        self.reclaim.accounting = account::Accounting::Marks;
         self.reclaim.ranges_at = (0, 0);
         self.sort_out(seg, &log);
         if rebuilt {
@@ -494,33 +499,6 @@ impl<B: Buf> Engine<B> {
         let range = ranges.find(|range| range.lsn == record.lsn && range.dirty)?;
         let blocks = u32::try_from(range.blocks).ok()?;
         Some((Record { moved: true, block: range.first, blocks, ..*record }, place))
-    }
-
-    /// Before a journal segment is freed a mark in another one accounts for its numbers: else they
-    /// would seem to be missing. `false` while there is no room.
-    fn account<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>) -> bool {
-        let seg = self.reclaim.seg;
-        if self.segs.get(seg).is_none_or(|s| s.stream != LogStream::Journal) {
-            return true;
-        }
-        for place in 0..self.vols.bound() {
-            let Some(vol) = self.vols.get(place) else { continue };
-            let (lsn, ordinal, at) = vol.marked;
-            if lsn == vol.committed && at != seg {
-                self.reclaim.journal = self.reclaim.journal.max(ordinal);
-                continue;
-            }
-            let record = Self::commit_record(vol);
-            let committed = vol.committed;
-            let Some((ordinal, at)) = self.append_mark(cx, LogStream::Journal, 0, &record) else {
-                return false;
-            };
-            self.reclaim.journal = self.reclaim.journal.max(Some(ordinal));
-            if let Some(vol) = self.vols.get_mut(place) {
-                vol.marked = (committed, Some(ordinal), at);
-            }
-        }
-        true
     }
 
     /// Moved blocks are on the device in their new place.
