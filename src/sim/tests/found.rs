@@ -130,3 +130,8 @@ fn a_flush_covers_a_write_that_timed_out_and_came_late() {
 fn a_journal_segment_is_freed_where_no_log_has_room_for_its_mark() {
     seeds(&[100_287]);
 }
+
+#[test]
+fn zeroes_are_not_appended_again_behind_their_trim() {
+    seeds(&[13_236]);
+}

@@ -258,6 +258,21 @@ impl<B: Buf> Destage<B> {
     pub(super) fn deadline(&self) -> Instant {
         self.written_since.map_or(Instant::NEVER, |since| since + WRITTEN_MAX)
     }
+
+    /// The first part of a range of zeroes, of this number or an older one, whose trim has been appended:
+    /// begin and end.
+    pub(super) fn trimmed(
+        &self,
+        place: u16,
+        block: u64,
+        blocks: u64,
+        lsn: u64,
+    ) -> Option<(u64, u64)> {
+        let appended = self.done_zeroes.iter().take(self.trim_zeroes_at);
+        let parts = appended.filter(|z| z.place == place && z.lsn >= lsn);
+        let ends = parts.map(|z| (z.block, z.block + z.blocks));
+        ends.filter(|(from, end)| *from < block + blocks && block < *end).min()
+    }
 }
 
 impl<B: Buf> Engine<B> {

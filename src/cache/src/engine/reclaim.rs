@@ -493,12 +493,24 @@ impl<B: Buf> Engine<B> {
             return None;
         }
         let place = self.vols.place_of(record.volume, record.generation)?;
-        let (at, end) = (from.max(record.block), record.block + u64::from(record.blocks));
+        let (mut at, end) = (from.max(record.block), record.block + u64::from(record.blocks));
         let vol = self.vols.get(place)?;
-        let mut ranges = vol.ranges.overlapping(at, end.checked_sub(at)?);
-        let range = ranges.find(|range| range.lsn == record.lsn && range.dirty)?;
-        let blocks = u32::try_from(range.blocks).ok()?;
-        Some((Record { moved: true, block: range.first, blocks, ..*record }, place))
+        loop {
+            let mut ranges = vol.ranges.overlapping(at, end.checked_sub(at)?);
+            let range = ranges.find(|range| range.lsn == record.lsn && range.dirty)?;
+            let (block, mut blocks) = (range.first, range.blocks);
+            // Behind its trim it would be dirty again after a crash; the backing device has it.
+            match self.destage.trimmed(place, block, blocks, record.lsn.0) {
+                Some((first, end)) if first <= block => {
+                    at = end;
+                    continue;
+                }
+                Some((first, _)) => blocks = first - block,
+                None => {}
+            }
+            let blocks = u32::try_from(blocks).ok()?;
+            return Some((Record { moved: true, block, blocks, ..*record }, place));
+        }
     }
 
     /// Moved blocks are on the device in their new place.
