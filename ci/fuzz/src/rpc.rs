@@ -43,6 +43,9 @@ impl NodeControl for Refusing {
     fn scrub(&self, _: &str, _: u64, _: JobHandle) -> Result<()> {
         refuse()
     }
+    fn pin(&self, _: &str, _: JobHandle) -> Result<()> {
+        refuse()
+    }
     fn update_volume(&self, _: &VolumeConfig) -> Result<()> {
         refuse()
     }

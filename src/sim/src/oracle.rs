@@ -105,9 +105,11 @@ pub struct Oracle {
     /// Acknowledged is durable: no volatile cache.
     acked_is_durable: bool,
     /// The cache device lied or lost what it had acknowledged: any earlier content may be there, but
-    /// nothing else. Up to this write. The volume's key, where that is so.
-    relaxed: Option<u64>,
-    /// Wrong blocks of a lying device that nothing could tell from the right ones.
+    /// nothing else. Up to this write.
+    relaxed: bool,
+    /// The volume's key, where the cache device may give wrong data.
+    key: Option<u64>,
+    /// Wrong blocks of it that nothing could tell from the right ones.
     chances: u64,
     newest: u64,
 }
@@ -138,15 +140,21 @@ impl Oracle {
         Self {
             sectors: vec![vec![first]; n],
             acked_is_durable,
-            relaxed: None,
+            relaxed: false,
+            key: None,
             chances: 0,
             newest: 0,
         }
     }
 
-    /// From now on only foreign, mixed or misplaced data is an error, in a volume of this key.
-    pub const fn relax(&mut self, key: u64) {
-        self.relaxed = Some(key);
+    /// From now on only foreign, mixed or misplaced data is an error.
+    pub const fn relax(&mut self) {
+        self.relaxed = true;
+    }
+
+    /// The cache device may give wrong data, and the volume has this key.
+    pub const fn distrust(&mut self, key: u64) {
+        self.key = Some(key);
     }
 
     /// Blocks that were read wrong and whose CRC, folded to the 16 bits that are kept in memory, is the right one's.
@@ -158,7 +166,7 @@ impl Oracle {
     /// Whether it is relaxed.
     #[must_use]
     pub const fn is_relaxed(&self) -> bool {
-        self.relaxed.is_some()
+        self.relaxed
     }
 
     fn range(offset: u64, len: u64) -> std::ops::Range<usize> {
@@ -300,8 +308,7 @@ impl Oracle {
                     return Err(wrong);
                 }
                 self.chances += u64::from((at as u64 * SECTOR).is_multiple_of(BLOCK));
-            }
-            if !self.is_relaxed() {
+            } else if !self.is_relaxed() {
                 self.observed(at, seen, start, tick);
             }
         }
@@ -310,7 +317,7 @@ impl Oracle {
 
     /// Whether the block of a sector, wrong as it is, passes the check of a hit: one in 65,536 does.
     fn by_chance(&self, at: usize, offset: u64, data: &[u8]) -> bool {
-        let Some(key) = self.relaxed else { return false };
+        let Some(key) = self.key else { return false };
         let block = at as u64 * SECTOR / BLOCK;
         let found = (block * BLOCK)
             .checked_sub(offset)
@@ -446,7 +453,7 @@ mod tests {
         o.started((0, BLOCK), 1, false, true, 1);
         o.ended((0, BLOCK), 1, 2, 2, false);
         assert!(o.clone().read(0, &wrong(like), 3, 4).is_err(), "the device does not lie");
-        o.relax(key);
+        o.distrust(key);
         assert!(o.read(0, &wrong(like + 1), 3, 4).is_err(), "16 bits tell it");
         o.read(0, &wrong(like), 5, 6).unwrap();
         assert_eq!(o.chances(), 1);

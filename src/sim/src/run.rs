@@ -86,8 +86,11 @@ pub fn run(seed: u64, options: &Options) -> Report {
 
 fn play<'a>(world: &mut World, weather: Weather, steps: impl Iterator<Item = &'a Step>) {
     if matches!(weather, Weather::Liar) {
+        world.oracles.iter_mut().for_each(crate::oracle::Oracle::relax);
+    }
+    if matches!(weather, Weather::Rot | Weather::Liar) {
         for (n, oracle) in world.oracles.iter_mut().enumerate() {
-            oracle.relax(world.config.volume_key(n));
+            oracle.distrust(world.config.volume_key(n));
         }
     }
     for step in steps {

@@ -135,3 +135,8 @@ fn a_journal_segment_is_freed_where_no_log_has_room_for_its_mark() {
 fn zeroes_are_not_appended_again_behind_their_trim() {
     seeds(&[13_236]);
 }
+
+#[test]
+fn what_goes_around_a_volatile_cache_waits_for_the_trims_of_zeroes() {
+    seeds(&[19_297]);
+}

@@ -57,7 +57,17 @@ impl<B: Buf> Engine<B> {
                     }
                     return;
                 }
-                Cached::No => {}
+                Cached::No => {
+                    let trims = self.vols.get(place).map_or(0, |vol| vol.trims_durable);
+                    if self.volatile && !self.flush_passed(trims) {
+                        // Without its trim a range of zeroes would be destaged over this write.
+                        if let Some(req) = self.reqs.get_mut(h) {
+                            req.invalidated = true;
+                        }
+                        self.flush_wait(cx.now, h);
+                        return;
+                    }
+                }
             }
         }
         if let Some(req) = self.reqs.get_mut(h) {

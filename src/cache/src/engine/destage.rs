@@ -735,9 +735,11 @@ impl<B: Buf> Engine<B> {
             }
         }
         self.destage.done = done;
+        let durable = self.next_flush();
         for at in 0..self.destage.done_zeroes.len() {
             let z = self.destage.done_zeroes[at];
             if let Some(vol) = self.vols.get_mut(z.place) {
+                vol.trims_durable = durable;
                 let _ = vol.ranges.punch(z.block, z.blocks, Lsn(z.lsn + 1));
             }
             self.order_zeroed(z.place, z.block, z.blocks, z.lsn);

@@ -43,6 +43,11 @@ impl<B: Buf> Engine<B> {
         ticket
     }
 
+    /// The next flush that begins, without asking for it.
+    pub(super) const fn next_flush(&self) -> u64 {
+        if self.volatile { self.flush.started + 1 } else { 0 }
+    }
+
     pub(super) fn flush_passed(&self, ticket: u64) -> bool {
         !self.volatile || self.flush.completed >= ticket
     }

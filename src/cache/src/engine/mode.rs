@@ -335,6 +335,7 @@ impl<B: Buf> Engine<B> {
             flushing: 0,
             direct: 0,
             bypassing: 0,
+            trims_durable: 0,
             order: if switching { None } else { Order::of(spec.mode) },
             order_journal: None,
             known: false,

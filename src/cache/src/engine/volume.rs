@@ -83,6 +83,8 @@ pub(super) struct Volume {
     pub(super) marked: (u64, Option<u64>, u32),
     pub(super) pending: VecDeque<Pending>,
     pub(super) ranges: RangeMap,
+    /// The flush of the cache device after which trims of ranges that are in no map any more are durable.
+    pub(super) trims_durable: u64,
     /// Dirty blocks in the index.
     pub(super) dirty: u64,
     pub(super) lost_blocks: u64,
