@@ -85,8 +85,6 @@ pub enum Bug {
     FlushUnderWay,
     /// A write that bypasses the log ignores force unit access.
     NoBackingFua,
-    /// A fill enters the log while a write of its block is under way.
-    FillWhileWriting,
     /// A write that bypasses the log does not stop fills of older data.
     BypassKeepsFills,
     /// A fill replaces what the index has.

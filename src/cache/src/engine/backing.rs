@@ -233,20 +233,25 @@ impl<B: Buf> Engine<B> {
     /// that finds it goes back behind one that found the newer. `true` where such a copy came while the
     /// write waited for others, and is made invalid first.
     fn bypass_begins<P: BufPool<Buf = B>>(&mut self, cx: &mut Cx<'_, P>, h: Handle) -> bool {
-        let Some(req) = self.reqs.get_mut(h).filter(|req| req.bypass && !req.bypassing) else {
+        let Some(req) = self.reqs.get(h).filter(|req| req.bypass && !req.bypassing) else {
             return false;
         };
         let (place, (first, blocks)) = (req.volume, req.blocks());
         let Some(vol) = self.vols.get(place) else { return false };
-        let index = vol.index;
-        if vol.caching && self.cache_failed.is_none() && !self.plant.has(Bug::NoInvalidation) {
+        let (index, caching) = (vol.index, vol.caching && self.cache_failed.is_none());
+        let planted = self.plant.has(Bug::NoInvalidation) || self.plant.has(Bug::BypassKeepsFills);
+        if caching && !planted {
             let mut keys = (first..first + blocks).filter_map(|block| self.vols.key(place, block));
-            if keys.any(|key| self.index.get(key).is_some()) {
-                req.invalidated = false;
+            let indexed = keys.any(|key| self.index.get(key).is_some());
+            // What is in the log already would be found after a crash.
+            if indexed || self.placed_fills(place, first, blocks, false) {
+                if let Some(req) = self.reqs.get_mut(h) {
+                    req.invalidated = false;
+                }
                 self.bypass_go(cx, h);
                 return true;
             }
-            self.kill_fills(place, first, blocks, true);
+            self.kill_fills(place, first, blocks, false);
             self.tier.invalidate_range(index, first, blocks);
         }
         if let Some(req) = self.reqs.get_mut(h) {
@@ -261,7 +266,8 @@ impl<B: Buf> Engine<B> {
     /// Whether a write of these blocks past the cache may be on the backing device and is not over.
     pub(super) fn bypassed_now(&mut self, place: u16, first: u64, blocks: u64) -> bool {
         let claim = Claim { volume: place, first, blocks, mode: Mode::Shared, token: 0 };
-        self.vols.get(place).is_some_and(|vol| vol.bypassing > 0) && !self.backing.is_free(&claim)
+        let any = self.vols.get(place).is_some_and(|vol| vol.bypassing > 0);
+        any && !self.backing.is_free(&claim) && !self.plant.has(Bug::BypassKeepsFills)
     }
 
     /// A host's write of the backing device ended.

@@ -307,7 +307,7 @@ impl<B: Buf> Engine<B> {
             && vol.caching
             && vol.ranges.get(block).is_none()
             && self.replaceable(key)
-            && (self.hold.is_free(&claim) || self.plant.has(Bug::FillWhileWriting))
+            && self.hold.is_free(&claim)
             && !self.placed_fills(fill.place, block, 1, false)
     }
 
