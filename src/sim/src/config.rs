@@ -163,13 +163,6 @@ impl Config {
         info
     }
 
-    /// The key of a volume, which stands in its blocks' CRCs.
-    #[must_use]
-    pub fn volume_key(&self, volume: usize) -> u64 {
-        let n = u8::try_from(volume).unwrap_or(0);
-        forebay_cache::format::superblock::volume_key(uuid(n + 101))
-    }
-
     /// What is attached, in a mode.
     #[must_use]
     pub fn spec(&self, volume: usize, mode: CacheMode, backing: DeviceInfo) -> VolumeSpec {

@@ -2,6 +2,7 @@
 //! does to it; and all the ways in which it can misbehave.
 
 use crate::buffer::SimBuf;
+use crate::lies::Truth;
 use crate::medium::Medium;
 use crate::rng::Rng;
 use forebay_io::{Buf, Completion, DeviceError, DeviceInfo, Op, OpKind};
@@ -123,6 +124,8 @@ pub struct Injected {
     pub errors: u64,
     /// Reads that returned something else, writes that were lost or misplaced, flushes that lied.
     pub lies: u64,
+    /// Lies that 16 bits of a CRC did not tell from the truth, and that were made other ones.
+    pub chances: u64,
     /// Writes that a crash dropped, tore, or let through although they were not complete.
     pub crashed: u64,
 }
@@ -157,6 +160,8 @@ pub struct Device {
     before: Vec<(u64, Vec<u8>)>,
     /// Writes that timed out and take effect later.
     late: Vec<(u64, u64, Rc<[u8]>, bool)>,
+    /// What blocks should hold whose bytes are wrong.
+    truth: Truth,
     /// Blocks that cannot be read until they are written.
     unreadable: std::collections::BTreeSet<u64>,
     touches: Option<Vec<Touch>>,
@@ -193,6 +198,7 @@ impl Device {
             rows: std::collections::BTreeMap::new(),
             before: Vec::new(),
             late: Vec::new(),
+            truth: Truth::default(),
             unreadable: std::collections::BTreeSet::new(),
             touches: None,
             complaints: Vec::new(),
@@ -381,6 +387,7 @@ impl Device {
         }
         let stale = self.rng.one_in(self.faults.stale);
         let flip = self.rng.one_in(self.faults.flip);
+        let lied = from != op.offset || stale || flip;
         let bit = self.rng.below(op.len * 8);
         let Some(out) = op.buf.as_mut().and_then(Buf::as_mut_slice).and_then(|b| b.get_mut(..len))
         else {
@@ -405,6 +412,7 @@ impl Device {
                 }
             }
         }
+        self.injected.chances += self.truth.tell_apart(&self.bytes, op.offset, out, lied);
     }
 
     fn write(&mut self, op: &Op<SimBuf>, id: u64, now: u64) -> Result<(), DeviceError> {
@@ -422,19 +430,25 @@ impl Device {
             self.touch(Touch::Failed { id });
             return Err(DeviceError::Timeout);
         }
-        let mut offset = op.offset;
         if self.rng.one_in(self.faults.lose) {
             self.injected.lies += 1;
+            self.truth.claimed(op.offset, &data);
             self.completed += 1;
             self.touch(Touch::Done { id });
             return Ok(());
         }
         if self.rng.one_in(self.faults.misplace) {
             self.injected.lies += 1;
-            offset = self.rng.below((self.info.size - op.len) / 4096 + 1) * 4096;
-            offset = offset.min(self.info.size - op.len);
+            let elsewhere = self.rng.below((self.info.size - op.len) / 4096 + 1) * 4096;
+            let elsewhere = elsewhere.min(self.info.size - op.len);
+            let mut truth = self.truth.clone();
+            truth.keep(&self.bytes, elsewhere, data.len());
+            truth.claimed(op.offset, &data);
+            self.apply(elsewhere, &data, op.fua);
+            self.truth = truth;
+        } else {
+            self.apply(op.offset, &data, op.fua);
         }
-        self.apply(offset, &data, op.fua);
         self.touch(Touch::Done { id });
         Ok(())
     }
@@ -452,6 +466,7 @@ impl Device {
     fn apply(&mut self, offset: u64, data: &Rc<[u8]>, fua: bool) {
         self.written += data.len() as u64;
         self.bytes.write(offset, data);
+        self.truth.written(offset, data.len());
         for block in offset / 4096..(offset + data.len() as u64).div_ceil(4096) {
             self.unreadable.remove(&block);
         }
@@ -480,6 +495,13 @@ impl Device {
         self.completed
     }
 
+    /// These bytes rot on the medium.
+    pub fn rot(&mut self, offset: u64, data: &[u8]) {
+        self.truth.keep(&self.bytes, offset, data.len());
+        self.put(offset, data);
+        self.injected.lies += 1;
+    }
+
     /// Puts bytes on the medium for good, past all that.
     pub fn put(&mut self, offset: u64, data: &[u8]) {
         self.bytes.write(offset, data);
@@ -496,6 +518,8 @@ impl Device {
         if power && let Some(stable) = self.stable.take() {
             self.bytes = stable;
             for write in std::mem::take(&mut self.loose) {
+                // An older block may be the right one again.
+                self.truth.written(write.offset, write.data.len());
                 self.maybe(write.offset, &write.data);
             }
         }
@@ -530,6 +554,7 @@ impl Device {
         for (from, to) in parts {
             let at = offset + from as u64;
             self.bytes.write(at, &data[from..to]);
+            self.truth.written(at, to - from);
             if let Some(stable) = &mut self.stable {
                 stable.write(at, &data[from..to]);
             }

@@ -30,6 +30,7 @@ pub mod config;
 pub mod device;
 pub mod history;
 pub mod images;
+pub mod lies;
 pub mod medium;
 pub mod minimise;
 pub mod node;

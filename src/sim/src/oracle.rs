@@ -11,10 +11,6 @@
 //!   not go back behind it, and where acknowledged means durable, neither may a crash;
 //! * after a crash what was under way happened or not; what the first reads afterwards find is how it is.
 
-use forebay_io::crc::{block_crc, fold16};
-
-/// Bytes of a block of the cache.
-const BLOCK: u64 = 4096;
 /// Bytes of a sector: the unit in which devices tear.
 pub const SECTOR: u64 = 512;
 const LEN: usize = 512;
@@ -107,10 +103,6 @@ pub struct Oracle {
     /// The cache device lied or lost what it had acknowledged: any earlier content may be there, but
     /// nothing else. Up to this write.
     relaxed: bool,
-    /// The volume's key, where the cache device may give wrong data.
-    key: Option<u64>,
-    /// Wrong blocks of it that nothing could tell from the right ones.
-    chances: u64,
     newest: u64,
 }
 
@@ -137,30 +129,12 @@ impl Oracle {
             gone: OPEN,
         };
         let n = usize::try_from(size.div_ceil(SECTOR)).unwrap_or(0);
-        Self {
-            sectors: vec![vec![first]; n],
-            acked_is_durable,
-            relaxed: false,
-            key: None,
-            chances: 0,
-            newest: 0,
-        }
+        Self { sectors: vec![vec![first]; n], acked_is_durable, relaxed: false, newest: 0 }
     }
 
     /// From now on only foreign, mixed or misplaced data is an error.
-    pub const fn relax(&mut self) {
+    pub fn relax(&mut self) {
         self.relaxed = true;
-    }
-
-    /// The cache device may give wrong data, and the volume has this key.
-    pub const fn distrust(&mut self, key: u64) {
-        self.key = Some(key);
-    }
-
-    /// Blocks that were read wrong and whose CRC, folded to the 16 bits that are kept in memory, is the right one's.
-    #[must_use]
-    pub const fn chances(&self) -> u64 {
-        self.chances
     }
 
     /// Whether it is relaxed.
@@ -251,7 +225,7 @@ impl Oracle {
 
     /// Says whether a sector may hold this for a read that begins at `start`.
     fn may(&self, at: usize, seen: Seen, start: u64) -> Result<(), String> {
-        if self.is_relaxed() {
+        if self.relaxed {
             return match seen {
                 Seen::Write(write) if write <= self.newest => Ok(()),
                 Seen::Zero => Ok(()),
@@ -303,29 +277,12 @@ impl Oracle {
     pub fn read(&mut self, offset: u64, data: &[u8], start: u64, tick: u64) -> Result<(), String> {
         for (at, sector) in Self::range(offset, data.len() as u64).zip(data.chunks(LEN)) {
             let seen = recognise(at as u64, sector);
-            if let Err(wrong) = self.may(at, seen, start) {
-                if !self.by_chance(at, offset, data) {
-                    return Err(wrong);
-                }
-                self.chances += u64::from((at as u64 * SECTOR).is_multiple_of(BLOCK));
-            } else if !self.is_relaxed() {
+            self.may(at, seen, start)?;
+            if !self.relaxed {
                 self.observed(at, seen, start, tick);
             }
         }
         Ok(())
-    }
-
-    /// Whether the block of a sector, wrong as it is, passes the check of a hit: one in 65,536 does.
-    fn by_chance(&self, at: usize, offset: u64, data: &[u8]) -> bool {
-        let Some(key) = self.key else { return false };
-        let block = at as u64 * SECTOR / BLOCK;
-        let found = (block * BLOCK)
-            .checked_sub(offset)
-            .and_then(|from| usize::try_from(from).ok())
-            .and_then(|from| data.get(from..)?.get(..LEN * 8));
-        let right = self.guess(block * BLOCK, BLOCK);
-        let fold = |data: &[u8]| fold16(block_crc(key, block, 0, data));
-        found.is_some_and(|found| found != right && fold(found) == fold(&right))
     }
 
     fn observed(&mut self, at: usize, seen: Seen, start: u64, tick: u64) {
@@ -365,7 +322,7 @@ impl Oracle {
     /// What the first reads after a crash found at `tick` is how it is from now on. `lasting`: and
     /// no power loss changes that.
     pub fn settled(&mut self, offset: u64, data: &[u8], tick: u64, lasting: bool) {
-        if self.is_relaxed() {
+        if self.relaxed {
             return;
         }
         for (at, bytes) in Self::range(offset, data.len() as u64).zip(data.chunks(LEN)) {
@@ -407,7 +364,7 @@ impl Oracle {
                 fill(only.write, at as u64, out);
             }
         }
-        (!self.is_relaxed()).then_some(data)
+        (!self.relaxed).then_some(data)
     }
 
     /// Whether one content certainly came before another in a sector: for the order of writes on a
@@ -440,23 +397,6 @@ mod tests {
 
     fn sector(write: u64) -> Vec<u8> {
         content(write, 0, 512)
-    }
-
-    #[test]
-    fn a_wrong_block_passes_where_16_bits_do_not_tell_it_from_the_right_one() {
-        let (key, right) = (77, content(1, 0, BLOCK));
-        let fold = |data: &[u8]| fold16(block_crc(key, 0, 0, data));
-        // Of another place, as after a misdirected write.
-        let wrong = |write| content(write, 64 * BLOCK, BLOCK);
-        let like = (2..1 << 20).find(|write| fold(&wrong(*write)) == fold(&right)).unwrap();
-        let mut o = Oracle::new(BLOCK, true);
-        o.started((0, BLOCK), 1, false, true, 1);
-        o.ended((0, BLOCK), 1, 2, 2, false);
-        assert!(o.clone().read(0, &wrong(like), 3, 4).is_err(), "the device does not lie");
-        o.distrust(key);
-        assert!(o.read(0, &wrong(like + 1), 3, 4).is_err(), "16 bits tell it");
-        o.read(0, &wrong(like), 5, 6).unwrap();
-        assert_eq!(o.chances(), 1);
     }
 
     fn two_writes() -> Oracle {

@@ -67,7 +67,7 @@ pub fn run(seed: u64, options: &Options) -> Report {
             seed,
             violation: world.violation.take().or(panicked),
             hash: world.hash,
-            counts: world.counted(),
+            counts: world.counts,
             injected: world.injected(),
             steps: total,
             lines: world.lines.take().unwrap_or_default(),
@@ -87,11 +87,6 @@ pub fn run(seed: u64, options: &Options) -> Report {
 fn play<'a>(world: &mut World, weather: Weather, steps: impl Iterator<Item = &'a Step>) {
     if matches!(weather, Weather::Liar) {
         world.oracles.iter_mut().for_each(crate::oracle::Oracle::relax);
-    }
-    if matches!(weather, Weather::Rot | Weather::Liar) {
-        for (n, oracle) in world.oracles.iter_mut().enumerate() {
-            oracle.distrust(world.config.volume_key(n));
-        }
     }
     for step in steps {
         if world.violation.is_some() || world.over {

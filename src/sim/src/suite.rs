@@ -55,7 +55,7 @@ pub struct SeedCounts {
     pub requests: u64,
     /// Reads judged.
     pub reads: u64,
-    /// Wrong blocks that 16 bits of a CRC do not tell from the right ones.
+    /// Lies that 16 bits of a CRC did not tell from the truth, and that were made other ones.
     pub chances: u64,
     /// Seeds run twice, with equal sums.
     pub equal: u64,
@@ -93,7 +93,7 @@ pub fn seeds(seeds: &Seeds) -> SeedCounts {
         counts.faults += injected.errors + injected.lies + injected.crashed + report.counts.crashes;
         counts.requests += report.counts.done + report.counts.failed;
         counts.reads += report.counts.reads;
-        counts.chances += report.counts.chances;
+        counts.chances += injected.chances;
         counts.equal += u64::from(again == Some(true));
         if let Some(what) = &report.violation {
             counts.violations += 1;

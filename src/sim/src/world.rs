@@ -60,9 +60,6 @@ pub struct Counts {
     pub places: u64,
     /// Crashes.
     pub crashes: u64,
-    /// Wrong blocks of a lying cache device that agree with the right ones in the 16 bits of a CRC that a hit is
-    /// checked against.
-    pub chances: u64,
 }
 
 /// See the module's description.
@@ -380,12 +377,6 @@ impl World {
         self.most_live
     }
 
-    /// What was counted so far.
-    #[must_use]
-    pub fn counted(&self) -> Counts {
-        Counts { chances: self.oracles.iter().map(Oracle::chances).sum(), ..self.counts }
-    }
-
     /// Faults injected so far.
     #[must_use]
     pub fn injected(&self) -> crate::device::Injected {
@@ -393,6 +384,7 @@ impl World {
         for disk in core::iter::once(&self.cache).chain(&self.backing) {
             all.errors += disk.injected.errors;
             all.lies += disk.injected.lies;
+            all.chances += disk.injected.chances;
             all.crashed += disk.injected.crashed;
         }
         all.errors += self.pool.refused();

@@ -140,3 +140,9 @@ fn zeroes_are_not_appended_again_behind_their_trim() {
 fn what_goes_around_a_volatile_cache_waits_for_the_trims_of_zeroes() {
     seeds(&[19_297]);
 }
+
+/// A hit is checked against 16 bits of its CRC: nobody can tell a wrong block that agrees in them.
+#[test]
+fn a_wrong_block_that_no_check_can_tell_is_not_given() {
+    seeds(&[16_909, 19_523]);
+}

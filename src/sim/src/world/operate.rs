@@ -214,8 +214,7 @@ impl World {
             let Some(at) = at else { continue };
             let mut block = self.cache.bytes.bytes(at, 4096);
             block[bit / 8] ^= 1 << (bit % 8);
-            self.cache.put(at, &block);
-            self.cache.injected.lies += 1;
+            self.cache.rot(at, &block);
         }
     }
 
