@@ -147,6 +147,8 @@ pub enum Bug {
     WarmKeepsFirst,
     /// A write that bypasses the log takes what is not back yet for what is not there.
     WarmCovers,
+    /// A write of destage that its round went on without does not keep others from its blocks.
+    LeftUnclaimed,
     /// An ordered journal's table and data are not flushed before the header that says *complete*.
     JournalUnflushed = 110,
     /// A batch is applied before the header that says *complete* is durable.
@@ -166,7 +168,7 @@ pub enum Bug {
 }
 
 /// How many there are below [`JOURNAL_FIRST`].
-pub const BUGS: u16 = Bug::WarmCovers as u16;
+pub const BUGS: u16 = Bug::LeftUnclaimed as u16;
 /// The first rule of the ordered journal.
 pub const JOURNAL_FIRST: u16 = Bug::JournalUnflushed as u16;
 /// The last one.

@@ -44,6 +44,9 @@ const TRIES_MAX: u8 = 3;
 /// is counted at once.
 const UNREADABLE_MAX: u8 = 10;
 const SUSPECTS_MAX: usize = 64;
+/// Without progress for this long a round keeps nothing from being moved any more: hosts that wait for
+/// room in the log must not wait for a backing device.
+const STUCK: Duration = Duration::from_secs(1);
 
 /// A dirty block that a backing device took in write-through.
 #[derive(Clone, Copy, Debug)]
@@ -92,6 +95,8 @@ pub(super) struct Run<B> {
     failed: bool,
     /// It is written to the volume's ordered journal.
     gathers: bool,
+    /// The backing device has not answered: the round went on without it.
+    left: bool,
     claim: Option<ClaimId>,
     /// The volume's committed number when the blocks were chosen.
     trim: u64,
@@ -111,6 +116,7 @@ impl<B> Default for Run<B> {
             tries: 0,
             failed: false,
             gathers: false,
+            left: false,
             claim: None,
             trim: 0,
             started: Instant(0),
@@ -142,6 +148,10 @@ pub(super) struct Destage<B> {
     next_zeroes: usize,
     runs: Slab<Run<B>>,
     active: usize,
+    /// Runs that their rounds went on without.
+    left: usize,
+    /// When a write or a flush of the round ended last, or the round began.
+    progress: Instant,
     /// Footers being read.
     loading: usize,
     log: Option<SegmentLog>,
@@ -176,6 +186,8 @@ impl<B: Buf> Destage<B> {
             next_zeroes: 0,
             runs: Slab::new(),
             active: 0,
+            left: 0,
+            progress: Instant(0),
             loading: 0,
             log: None,
             segments: Vec::new(),
@@ -222,6 +234,16 @@ impl<B: Buf> Destage<B> {
     /// Nothing of a round is under way.
     pub(super) fn resting(&self) -> bool {
         self.phase == Phase::Idle
+    }
+
+    /// Whether no backing device still owes an answer to an earlier round.
+    pub(super) const fn has_left_none(&self) -> bool {
+        self.left == 0
+    }
+
+    /// Whether the round under way waits for devices, and none of them has answered for a while.
+    pub(super) fn is_stuck(&self, now: Instant) -> bool {
+        self.active + self.flushes > 0 && now.since(self.progress) >= STUCK
     }
 
     pub(super) fn written(&mut self, now: Instant, block: Written) {
@@ -350,6 +372,7 @@ impl<B: Buf> Engine<B> {
         }
         self.ranges_since = cx.now;
         let d = &mut self.destage;
+        d.progress = cx.now;
         d.candidates.clear();
         d.zeroes.clear();
         d.done.clear();
@@ -595,6 +618,7 @@ impl<B: Buf> Engine<B> {
         result: Result<(), DeviceError>,
     ) {
         self.destage.flushes -= 1;
+        self.destage.progress = cx.now;
         if let Err(error) = result
             && !self.plant.has(Bug::DestageFlushErrorIgnored)
         {

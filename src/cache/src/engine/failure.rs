@@ -198,12 +198,9 @@ impl<B: Buf> Engine<B> {
                 late.iter().any(|(_, under)| under.backing == Some(place) && !under.journal);
             self.hanging(cx, place, hangs);
         }
-        for (_, under) in &late {
-            if let What::Miss { req, .. } = under.what
-                && let Some(place) = under.backing
-                && self.vols.get(place).is_some_and(|vol| vol.on_failure == OnFailure::Fail)
-            {
-                self.abandon(req);
+        for (h, under) in &late {
+            if let Some(place) = under.backing.filter(|_| !under.journal) {
+                self.unanswered(cx, place, *h, under.what);
             }
         }
         self.late = late;
@@ -246,6 +243,29 @@ impl<B: Buf> Engine<B> {
             (false, Some(_)) => {
                 vol.health.hanging = None;
                 self.backing_good(cx, place);
+            }
+            _ => {}
+        }
+    }
+
+    /// A backing device has not answered an operation in time: what can go on without it does.
+    fn unanswered<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        place: u16,
+        h: Handle,
+        what: What,
+    ) {
+        let fails = self.vols.get(place).is_some_and(|vol| vol.on_failure == OnFailure::Fail);
+        match what {
+            What::Miss { req, .. } if fails => self.abandon(req),
+            What::DestageWrite { run } | What::DestageZeroes { run } => self.run_left(run),
+            What::DestageFlush { volume } => {
+                // Its answer, should it come, is nobody's any more.
+                if let Some(under) = self.ops.get_mut(h) {
+                    under.what = What::None;
+                }
+                self.destage_flush_done(cx, volume, Err(DeviceError::Timeout));
             }
             _ => {}
         }

@@ -2,7 +2,7 @@
 
 use crate::harness::{Setup, World};
 use forebay_cache::engine::{CacheMode, ControlError, CopyAt, Event, Limits, OnFailure};
-use forebay_io::{BlockError, DeviceError, Duration, Instant, Outcome, RequestOp};
+use forebay_io::{BlockError, DeviceError, Duration, Instant, OpKind, Outcome, RequestOp};
 
 const K: u64 = 4096;
 
@@ -19,6 +19,17 @@ fn lazy(seed: u64, mode: CacheMode) -> World {
         seed,
         Setup { volumes: vec![(2 << 20, 4096, mode)], tier_pages: 0, limits, ..Setup::default() },
     )
+}
+
+/// A small cache in which destage and reclaim are always at work.
+fn busy(seed: u64) -> World {
+    let setup = Setup {
+        volumes: vec![(1 << 20, 4096, CacheMode::WriteBack)],
+        cache_bytes: 5 << 20,
+        limits: Limits { dirty_age: Duration::from_millis(3), ..Limits::default() },
+        ..Setup::default()
+    };
+    World::new(seed, setup)
 }
 
 /// Bytes of a sector's write number.
@@ -419,6 +430,98 @@ fn the_backing_device_fails_hangs_and_vanishes_and_destage_resumes_by_itself() {
     assert_eq!(w.backing[0].overlaps, 0);
 }
 
+/// Hosts write the same few blocks many times over, and the log turns: what is dirty in it is moved, in an
+/// instant, although the write of some of it to the backing device has no answer.
+#[test]
+fn writes_find_room_in_the_log_while_the_backing_device_hangs() {
+    for seed in crate::harness::seeds(20) {
+        for ends in [OpKind::Write, OpKind::Flush] {
+            let mut w = busy(seed);
+            w.write(0, 0, 64 * K);
+            while w.backing[0].in_flight_of(ends) == 0 {
+                w.step();
+            }
+            w.backing[0].faults.hang = true;
+            let (begun, mut longest) = (w.now, 0);
+            for at in 0..400 {
+                let asked = w.now;
+                w.write(0, (64 + (at * 16 + seed) % 176) * K, 16 * K);
+                longest = longest.max(w.now - asked);
+            }
+            assert!(w.engine.stats(Instant(w.now)).counts.log_bytes[2] >= 64 * K, "all that stays");
+            assert!(longest < 2_000_000_000, "a write took {longest} ns");
+            assert!(w.now - begun < 15_000_000_000, "{} ns", w.now - begun);
+            w.backing[0].faults.hang = false;
+            w.drain(0);
+            w.check_all(0);
+            w.check_backing(0);
+            assert_eq!(w.backing[0].overlaps, 0);
+        }
+    }
+}
+
+/// What one backing device does not answer is no matter of the others: their data becomes clean, and
+/// they can be taken out.
+#[test]
+fn a_backing_device_that_hangs_does_not_stop_destage_of_other_volumes() {
+    for seed in crate::harness::seeds(40) {
+        for ends in [OpKind::Write, OpKind::Flush] {
+            let limits = Limits {
+                dirty_age: Duration::from_millis(5),
+                op_timeout: Duration::from_secs(1),
+                ..Limits::default()
+            };
+            let volume = (2 << 20, 4096, CacheMode::WriteBack);
+            let mut w = World::new(
+                seed,
+                Setup { volumes: vec![volume; 2], limits, tier_pages: 0, ..Setup::default() },
+            );
+            w.write(0, 0, 16 * K);
+            while w.backing[0].in_flight_of(ends) == 0 {
+                w.step();
+            }
+            w.backing[0].faults.hang = true;
+            w.write(0, 0, 16 * K);
+            w.write(1, 0, 16 * K);
+            let begun = w.now;
+            w.drain(1);
+            assert!(w.now - begun < 3_000_000_000, "{} ns", w.now - begun);
+            w.check_backing(1);
+            w.engine.detach(World::id(1)).unwrap();
+            w.wait_for(|e| *e == Event::Detached { volume: World::id(1) });
+            assert!(w.backing[0].in_flight() > 0, "it hangs");
+            w.backing[0].faults.hang = false;
+            w.drain(0);
+            w.check_all(0);
+            w.check_backing(0);
+            assert_eq!(w.backing[0].overlaps, 0);
+        }
+    }
+}
+
+/// A stop waits until the device has said what it made of what it was given: the next start knows nothing of it.
+#[test]
+fn a_stop_waits_for_a_write_that_its_round_went_on_without() {
+    let limits = Limits {
+        dirty_age: Duration::from_millis(5),
+        op_timeout: Duration::from_millis(300),
+        ..Limits::default()
+    };
+    let mut w = World::new(1, Setup { limits, tier_pages: 0, ..Setup::default() });
+    w.write(0, 0, 16 * K);
+    while w.backing[0].in_flight_of(OpKind::Write) == 0 {
+        w.step();
+    }
+    w.backing[0].faults.hang = true;
+    w.run_for(2_000_000_000);
+    w.engine.stop();
+    w.run_for(2_000_000_000);
+    assert!(!w.events.contains(&Event::Stopped));
+    w.backing[0].faults.hang = false;
+    w.wait_for(|e| *e == Event::Stopped);
+    assert_eq!(w.backing[0].in_flight(), 0);
+}
+
 #[test]
 fn requests_wait_for_a_failing_backing_device_if_so_configured() {
     for mode in [CacheMode::PassThrough, CacheMode::WriteThrough, CacheMode::WriteAround] {
@@ -449,13 +552,7 @@ fn error_on_any_single_read_or_write_at_any_point() {
     let mut injected = 0;
     for seed in crate::harness::seeds(60) {
         println!("seed {seed}");
-        let setup = Setup {
-            volumes: vec![(1 << 20, 4096, CacheMode::WriteBack)],
-            cache_bytes: 5 << 20,
-            limits: Limits { dirty_age: Duration::from_millis(3), ..Limits::default() },
-            ..Setup::default()
-        };
-        let mut w = World::new(seed, setup);
+        let mut w = busy(seed);
         w.cache.faults.one_in = if seed % 2 == 0 { 30 } else { 0 };
         w.backing[0].faults.one_in = if seed % 2 == 1 { 8 } else { 0 };
         for _ in 0..400 {
@@ -518,17 +615,11 @@ fn the_cache_device_fails_clean_reads_and_writes_go_on_dirty_ranges_are_listed()
 #[test]
 fn nothing_more_goes_to_a_cache_device_that_refuses_writes() {
     for seed in crate::harness::seeds(120) {
-        let setup = Setup {
-            volumes: vec![(1 << 20, 4096, CacheMode::WriteBack)],
-            cache_bytes: 5 << 20,
-            limits: Limits { dirty_age: Duration::from_millis(3), ..Limits::default() },
-            ..Setup::default()
-        };
-        let mut w = World::new(seed, setup);
+        let mut w = busy(seed);
         // Until reclaim has reads under way, whose blocks come when the device has failed.
-        let busy = |w: &World| w.engine.stats(Instant(w.now)).counts.log_bytes[2];
-        let moved = busy(&w);
-        while busy(&w) < moved + (1 + seed % 16) * 4 * K {
+        let written = |w: &World| w.engine.stats(Instant(w.now)).counts.log_bytes[2];
+        let moved = written(&w);
+        while written(&w) < moved + (1 + seed % 16) * 4 * K {
             match w.asked.len() {
                 0..16 => w.random_op(0),
                 _ => w.step(),

@@ -111,6 +111,10 @@ impl Disk {
         self.flying.len()
     }
 
+    pub fn in_flight_of(&self, kind: OpKind) -> usize {
+        self.flying.iter().filter(|flying| flying.op.kind == kind).count()
+    }
+
     pub fn submit(&mut self, op: Op<HeapBuf>, now: u64) {
         let end = op.offset + op.len;
         assert!(end <= self.info.size, "{:?} beyond the end: {}+{}", op.kind, op.offset, op.len);

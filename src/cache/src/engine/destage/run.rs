@@ -92,6 +92,7 @@ impl<B: Buf> Engine<B> {
             tries: 0,
             failed: false,
             gathers: false,
+            left: false,
             claim,
             trim,
             started: cx.now,
@@ -292,6 +293,7 @@ impl<B: Buf> Engine<B> {
             tries: 0,
             failed: false,
             gathers: false,
+            left: false,
             claim: Some(id),
             trim,
             started: cx.now,
@@ -330,7 +332,21 @@ impl<B: Buf> Engine<B> {
         {
             self.end_backing(id, true);
         }
+        self.destage.progress = cx.now;
         self.run_end(h, result.is_ok() || self.plant.has(Bug::DestageErrorIgnored));
+    }
+
+    /// A backing device does not answer: the round goes on without this run, or no volume's data would
+    /// become clean. Its blocks stay claimed until the device answers, and dirty.
+    pub(in crate::engine) fn run_left(&mut self, h: Handle) {
+        let Some(run) = self.destage.runs.get_mut(h).filter(|run| !run.left) else { return };
+        run.left = true;
+        let claim = if self.plant.has(Bug::LeftUnclaimed) { run.claim.take() } else { None };
+        self.destage.active -= 1;
+        self.destage.left += 1;
+        if let Some(id) = claim {
+            self.release_backing(id);
+        }
     }
 
     /// A run was written to an ordered journal, or not.
@@ -352,10 +368,14 @@ impl<B: Buf> Engine<B> {
         run.buf = None;
         let (place, block, blocks, first, lsn) =
             (run.place, run.block, run.blocks, run.first, run.trim);
-        let (zeroes, gathers) = (run.zeroes, run.gathers);
+        let (zeroes, gathers, left) = (run.zeroes, run.gathers, run.left);
         self.destage.runs.free(h);
-        self.destage.active -= 1;
-        if good {
+        if left {
+            self.destage.left -= 1;
+        } else {
+            self.destage.active -= 1;
+        }
+        if good && !left {
             if zeroes.is_some() {
                 self.destage.done_zeroes.push(Zeroes { place, block, blocks, lsn });
             } else {
