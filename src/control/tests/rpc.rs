@@ -201,6 +201,9 @@ fn connections_are_bounded_and_the_socket_is_not_for_everybody() {
     let second = forebay_control::rpc::Server::start(&config.control.socket, controller.clone());
     assert_eq!(second.err().unwrap().kind, forebay_control::ErrorKind::Busy);
     let request = r#"{"jsonrpc":"2.0","id":1,"method":"job_list"}"#;
+    // An answer to a later connection says that the second daemon's, which asked whether anybody answers,
+    // has been accepted, too.
+    assert!(ask(&mut connect(&dir), request)["result"].is_object());
     while server.connections() > 0 {
         std::thread::sleep(Duration::from_millis(1));
     }

@@ -3,7 +3,8 @@
 //!
 //! One round at a time: load the records of the oldest dirty segments, run, flush, trim, settle. A
 //! block is in a round once, and a claim keeps every other write of its place on the backing
-//! device away meanwhile.
+//! device away meanwhile. A write that is not answered in time is left behind with its claim: its round
+//! goes on without it, and its blocks stay dirty.
 
 mod pace;
 mod run;
@@ -46,7 +47,7 @@ const UNREADABLE_MAX: u8 = 10;
 const SUSPECTS_MAX: usize = 64;
 /// Without progress for this long a round keeps nothing from being moved any more: hosts that wait for
 /// room in the log must not wait for a backing device.
-const STUCK: Duration = Duration::from_secs(1);
+const STUCK: Duration = Duration::from_secs(2);
 
 /// A dirty block that a backing device took in write-through.
 #[derive(Clone, Copy, Debug)]
@@ -150,7 +151,7 @@ pub(super) struct Destage<B> {
     active: usize,
     /// Runs that their rounds went on without.
     left: usize,
-    /// When a write or a flush of the round ended last, or the round began.
+    /// When a run or a flush of the round ended last, or the round began.
     progress: Instant,
     /// Footers being read.
     loading: usize,
@@ -236,9 +237,9 @@ impl<B: Buf> Destage<B> {
         self.phase == Phase::Idle
     }
 
-    /// Whether no backing device still owes an answer to an earlier round.
-    pub(super) const fn has_left_none(&self) -> bool {
-        self.left == 0
+    /// Whether a backing device still owes an answer to an earlier round.
+    pub(super) const fn is_owed(&self) -> bool {
+        self.left > 0
     }
 
     /// Whether the round under way waits for devices, and none of them has answered for a while.
@@ -515,6 +516,10 @@ impl<B: Buf> Engine<B> {
             };
             let vol = self.vols.get(place);
             let batches = vol.is_some_and(|vol| vol.in_batches());
+            // Left out here they leave the segment to reclaim, however much there is to do for others.
+            if !batches && vol.is_some_and(|vol| vol.health.is_out(now)) {
+                continue;
+            }
             if batches
                 && vol
                     .and_then(|vol| vol.order.as_ref()?.batch())
@@ -603,11 +608,16 @@ impl<B: Buf> Engine<B> {
             let Some(vol) = self.vols.get(place) else { continue };
             let touched = self.destage.done.iter().any(|w| w.place == place)
                 || self.destage.done_zeroes.iter().any(|z| z.place == place);
-            if touched && vol.backing.volatile_write_cache && !self.plant.has(Bug::TrimBeforeFlush)
+            if !touched || !vol.backing.volatile_write_cache || self.plant.has(Bug::TrimBeforeFlush)
             {
-                self.destage.flushes += 1;
-                self.backing_op(cx.now, place, What::DestageFlush { volume: place }, Op::flush(0));
+                continue;
             }
+            if vol.health.hanging.is_some() {
+                self.unflushed(place);
+                continue;
+            }
+            self.destage.flushes += 1;
+            self.backing_op(cx.now, place, What::DestageFlush { volume: place }, Op::flush(0));
         }
     }
 
@@ -622,27 +632,60 @@ impl<B: Buf> Engine<B> {
         if let Err(error) = result
             && !self.plant.has(Bug::DestageFlushErrorIgnored)
         {
-            // Nothing of this volume may be trimmed; what was written is written again.
-            let mut done = core::mem::take(&mut self.destage.done);
-            done.retain(|w| {
-                if w.place == place
-                    && self.lives(w.slot, w.life)
-                    && let Some(key) = self.vols.key(place, w.block)
-                {
-                    self.index.update_if_slot(key, w.slot, |flags| {
-                        flags.with_spare(flags.spare() & !spare::WRITTEN)
-                    });
-                }
-                w.place != place
-            });
-            self.destage.done = done;
-            self.destage.done_zeroes.retain(|z| z.place != place);
-            if let Some(order) = self.vols.get_mut(place).and_then(|vol| vol.order.as_mut()) {
-                order.unflushed();
-            }
-            self.order_left(place);
+            self.unflushed(place);
             self.backing_error(cx, place, error);
         }
+    }
+
+    /// A flush that was too late for its round ended.
+    pub(super) fn late_flush_done<P: BufPool<Buf = B>>(
+        &mut self,
+        cx: &mut Cx<'_, P>,
+        place: u16,
+        result: Result<(), DeviceError>,
+    ) {
+        if let Err(error) = result {
+            self.unflushed(place);
+            self.backing_error(cx, place, error);
+        }
+    }
+
+    /// A backing device did not flush: nothing of this volume may be trimmed, and what was written is written
+    /// again. So is what arrived during the flush: a device may say but once that it lost something. What an
+    /// ordered journal brought was flushed before.
+    fn unflushed(&mut self, place: u16) {
+        let journal = self.vols.get(place).is_some_and(|vol| vol.in_journal());
+        if !journal {
+            let written = core::mem::take(&mut self.destage.written);
+            self.destage.written = self.without(place, written);
+        }
+        if matches!(self.destage.phase, Phase::Trim | Phase::Settle(_)) {
+            // Another flush has covered the round since.
+            return;
+        }
+        let done = core::mem::take(&mut self.destage.done);
+        self.destage.done = self.without(place, done);
+        self.destage.done_zeroes.retain(|z| z.place != place);
+        if let Some(order) = self.vols.get_mut(place).and_then(|vol| vol.order.as_mut()) {
+            order.unflushed();
+        }
+        self.order_left(place);
+    }
+
+    /// Blocks on their way to be clean, without those of a volume: they are destaged again.
+    fn without(&mut self, place: u16, mut list: Vec<Written>) -> Vec<Written> {
+        list.retain(|w| {
+            if w.place == place
+                && self.lives(w.slot, w.life)
+                && let Some(key) = self.vols.key(place, w.block)
+            {
+                self.index.update_if_slot(key, w.slot, |flags| {
+                    flags.with_spare(flags.spare() & !spare::WRITTEN)
+                });
+            }
+            w.place != place
+        });
+        list
     }
 
     fn round_flushed(&mut self) {

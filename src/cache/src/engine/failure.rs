@@ -261,9 +261,8 @@ impl<B: Buf> Engine<B> {
             What::Miss { req, .. } if fails => self.abandon(req),
             What::DestageWrite { run } | What::DestageZeroes { run } => self.run_left(run),
             What::DestageFlush { volume } => {
-                // Its answer, should it come, is nobody's any more.
                 if let Some(under) = self.ops.get_mut(h) {
-                    under.what = What::None;
+                    under.what = What::LateFlush { volume };
                 }
                 self.destage_flush_done(cx, volume, Err(DeviceError::Timeout));
             }
@@ -283,7 +282,9 @@ impl<B: Buf> Engine<B> {
         for place in 0..self.vols.bound() {
             let Some(vol) = self.vols.get(place) else { continue };
             let health = vol.health;
-            if health.failing.is_none()
+            // A volume whose data is dropped needs it no more, and its place is free soon.
+            if vol.discards()
+                || health.failing.is_none()
                 || health.probing
                 || health.retry_at > cx.now
                 || health.hanging.is_some()

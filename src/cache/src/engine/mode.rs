@@ -586,7 +586,7 @@ impl<B: Buf> Engine<B> {
         let idle = self.reqs.len() == 0 && self.destage.resting() && self.reclaim.is_idle();
         let idle = idle && self.scrub.resting() && self.rebuild.is_none() && self.warm.resting();
         // The next start knows nothing of writes that may still be carried out.
-        let idle = idle && self.doubtful.is_empty() && self.destage.has_left_none();
+        let idle = idle && self.doubtful.is_empty() && !self.destage.is_owed();
         let idle = idle && self.vols.iter().all(|(_, vol)| vol.journal_rests());
         if !idle || self.streams.iter().any(|stream| !stream.is_idle()) {
             return;

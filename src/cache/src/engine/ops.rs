@@ -37,6 +37,8 @@ pub(super) enum What {
     DestageZeroes { run: Handle },
     /// The flush of a backing device that closes a round of destage.
     DestageFlush { volume: u16 },
+    /// The same, when its round had gone on without it.
+    LateFlush { volume: u16 },
     /// The footer of the segment that is being reclaimed.
     ReclaimFooter { seg: u32 },
     /// Blocks read to be appended again.

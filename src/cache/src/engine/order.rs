@@ -466,8 +466,7 @@ impl<B: Buf> Engine<B> {
         let Some(order) = self.vols.get_mut(place).and_then(|vol| vol.order.as_mut()) else {
             return;
         };
-        if order.phase != Phase::Batch || !old.flags.dirty() || old.flags.spare() & spare::BAD != 0
-        {
+        if order.phase != Phase::Batch || !old.flags.dirty() {
             return;
         }
         let (seg, slot) = (self.map.segment_of(old.slot), self.map.slot_in_segment(old.slot));
@@ -480,6 +479,11 @@ impl<B: Buf> Engine<B> {
         let Some((at, mask)) = order.bit(seg, slot, words) else { return };
         if order.gathered.get(at).is_some_and(|word| word & mask != 0) {
             // The journal has it.
+            return;
+        }
+        if old.flags.spare() & spare::BAD != 0 {
+            // It was lost, and is no longer counted as lost: the batch ends without it.
+            order.holed = true;
             return;
         }
         if s.stream != LogStream::Journal && s.seal == 0 {

@@ -185,8 +185,8 @@ impl<B: Buf> Engine<B> {
             // dirty is appended again, which gains as long as not all of it is.
             let gains = u64::from(dirty) * 4 <= u64::from(self.map.geometry().data_slots()) * 3
                 || self.dirty * 10 <= self.segs.data_slots() * 7;
-            let comes = skip <= cx.now && !self.destage.is_stuck(cx.now);
-            if comes || !gains || !pressed || self.trims_come() {
+            let comes = skip <= cx.now || self.trims_come();
+            if (comes && !self.destage.is_stuck(cx.now)) || !gains || !pressed {
                 return;
             }
         }

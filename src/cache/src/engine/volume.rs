@@ -50,6 +50,13 @@ pub(super) struct Health {
     pub(super) errors: u64,
 }
 
+impl Health {
+    /// Whether nothing is to be asked of the device now.
+    pub(super) fn is_out(&self, now: Instant) -> bool {
+        self.hanging.is_some() || (self.failing.is_some() && self.retry_at > now)
+    }
+}
+
 /// A volume.
 pub(super) struct Volume {
     pub(super) id: VolumeId,

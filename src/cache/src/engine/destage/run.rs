@@ -28,12 +28,9 @@ impl<B: Buf> Engine<B> {
     }
 
     pub(super) fn willing(&self, place: u16, now: Instant) -> bool {
-        self.vols.get(place).is_some_and(|vol| {
-            vol.health.hanging.is_none()
-                && !vol.discards()
-                && !vol.journal_busy()
-                && (vol.health.failing.is_none() || vol.health.retry_at <= now)
-        })
+        self.vols
+            .get(place)
+            .is_some_and(|vol| !vol.health.is_out(now) && !vol.discards() && !vol.journal_busy())
     }
 
     /// Begins the next run of neighbouring blocks; `false` where no buffer is to be had.
@@ -332,7 +329,6 @@ impl<B: Buf> Engine<B> {
         {
             self.end_backing(id, true);
         }
-        self.destage.progress = cx.now;
         self.run_end(h, result.is_ok() || self.plant.has(Bug::DestageErrorIgnored));
     }
 
@@ -374,6 +370,7 @@ impl<B: Buf> Engine<B> {
             self.destage.left -= 1;
         } else {
             self.destage.active -= 1;
+            self.destage.progress = self.last_poll;
         }
         if good && !left {
             if zeroes.is_some() {
