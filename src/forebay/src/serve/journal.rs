@@ -147,7 +147,9 @@ pub(crate) fn check(
 ) -> Result<()> {
     let Some(uri) = &config.ordered_journal else { return Ok(()) };
     let uuid = key.map_or_else(random_uuid, |key| Ok(key.uuid))?;
-    key.map_or(Ok(()), |key| present(config, key))?;
+    if let Some(key) = key {
+        present(config, key)?;
+    }
     Opening::new(uri)?
         .read(uuid, backing, Expect::Look)
         .map(|_| ())
