@@ -394,7 +394,7 @@ impl<B: Buf> Engine<B> {
                 self.destage_flush_done(cx, volume, done.result);
                 self.destage_step(cx);
             }
-            What::LateFlush { volume } => self.late_flush_done(cx, volume, done.result),
+            What::LateFlush { volume } => self.flush_ended(cx, volume, done.result),
             What::ReclaimFooter { seg } => {
                 self.reclaim_footer(cx, seg, done);
                 self.reclaim_step(cx);

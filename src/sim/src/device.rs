@@ -286,7 +286,7 @@ impl Device {
     pub fn take_ready(&mut self, now: u64) -> Option<Completion<SimBuf>> {
         while let Some(at) = self.late.iter().position(|late| late.0 <= now) {
             let (_, offset, data, fua) = self.late.swap_remove(at);
-            self.apply(offset, &data, fua);
+            self.land(offset, &data, fua);
         }
         if self.faults.hang {
             return None;
@@ -441,13 +441,11 @@ impl Device {
             self.injected.lies += 1;
             let elsewhere = self.rng.below((self.info.size - op.len) / 4096 + 1) * 4096;
             let elsewhere = elsewhere.min(self.info.size - op.len);
-            let mut truth = self.truth.clone();
-            truth.keep(&self.bytes, elsewhere, data.len());
-            truth.claimed(op.offset, &data);
+            self.truth.keep(&self.bytes, elsewhere, data.len());
+            self.truth.claimed(op.offset, &data);
             self.apply(elsewhere, &data, op.fua);
-            self.truth = truth;
         } else {
-            self.apply(op.offset, &data, op.fua);
+            self.land(op.offset, &data, op.fua);
         }
         self.touch(Touch::Done { id });
         Ok(())
@@ -463,10 +461,15 @@ impl Device {
         });
     }
 
+    /// A write takes effect where it should.
+    fn land(&mut self, offset: u64, data: &Rc<[u8]>, fua: bool) {
+        self.truth.written(offset, data.len());
+        self.apply(offset, data, fua);
+    }
+
     fn apply(&mut self, offset: u64, data: &Rc<[u8]>, fua: bool) {
         self.written += data.len() as u64;
         self.bytes.write(offset, data);
-        self.truth.written(offset, data.len());
         for block in offset / 4096..(offset + data.len() as u64).div_ceil(4096) {
             self.unreadable.remove(&block);
         }
@@ -538,7 +541,7 @@ impl Device {
             } else if self.rng.below(2) == 0 {
                 // It arrived in the device's cache after the process was gone.
                 self.injected.crashed += 1;
-                self.apply(offset, &data, fua);
+                self.land(offset, &data, fua);
             }
         }
         if power && volatile {

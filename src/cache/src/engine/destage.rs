@@ -629,16 +629,13 @@ impl<B: Buf> Engine<B> {
     ) {
         self.destage.flushes -= 1;
         self.destage.progress = cx.now;
-        if let Err(error) = result
-            && !self.plant.has(Bug::DestageFlushErrorIgnored)
-        {
-            self.unflushed(place);
-            self.backing_error(cx, place, error);
+        if !self.plant.has(Bug::DestageFlushErrorIgnored) {
+            self.flush_ended(cx, place, result);
         }
     }
 
-    /// A flush that was too late for its round ended.
-    pub(super) fn late_flush_done<P: BufPool<Buf = B>>(
+    /// A flush of destage ended, in its round or too late for it.
+    pub(super) fn flush_ended<P: BufPool<Buf = B>>(
         &mut self,
         cx: &mut Cx<'_, P>,
         place: u16,

@@ -155,6 +155,16 @@ impl<B: Buf> Engine<B> {
         Some(id)
     }
 
+    /// The volume may end inside its last cache block: the rest of what was read there is zeroes.
+    pub(super) fn zero_past_end(&self, place: u16, block: u64, blocks: u64, buf: &mut Option<B>) {
+        let len = self.vols.get(place).map_or(0, |vol| vol.backing_range(block, blocks).1);
+        if let Some(tail) = buf.as_mut().and_then(Buf::as_mut_slice)
+            && let Some(rest) = usize::try_from(len).ok().and_then(|len| tail.get_mut(len..))
+        {
+            rest.fill(0);
+        }
+    }
+
     /// The backing read of blocks that no host asked for ended.
     pub(super) fn fill_fetched<P: BufPool<Buf = B>>(
         &mut self,
@@ -163,14 +173,8 @@ impl<B: Buf> Engine<B> {
         fill: u64,
         done: Completion<B>,
     ) {
-        let len = self.vols.get(place).map_or(0, |vol| vol.backing_range(block, blocks).1);
         let mut buf = done.buf.filter(|_| done.result.is_ok());
-        // As for a host's miss: what lies beyond the end of the volume is zeroes.
-        if let Some(tail) = buf.as_mut().and_then(Buf::as_mut_slice)
-            && let Some(rest) = usize::try_from(len).ok().and_then(|len| tail.get_mut(len..))
-        {
-            rest.fill(0);
-        }
+        self.zero_past_end(place, block, blocks, &mut buf);
         match done.result {
             Ok(()) => self.backing_good(cx, place),
             Err(error) => self.backing_error(cx, place, error),

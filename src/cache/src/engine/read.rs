@@ -375,15 +375,8 @@ impl<B: Buf> Engine<B> {
         done: Completion<B>,
     ) {
         self.op_ended(req);
-        let len =
-            self.vols.get(volume).map_or(0, |vol| vol.backing_range(block, u64::from(blocks)).1);
         let mut buf = done.buf.filter(|_| done.result.is_ok());
-        // The volume may end inside its last cache block: the rest of it reads as zeroes.
-        if let Some(tail) = buf.as_mut().and_then(Buf::as_mut_slice)
-            && let Some(rest) = usize::try_from(len).ok().and_then(|len| tail.get_mut(len..))
-        {
-            rest.fill(0);
-        }
+        self.zero_past_end(volume, block, u64::from(blocks), &mut buf);
         match &buf {
             Some(buf) => {
                 self.backing_good(cx, volume);

@@ -405,11 +405,7 @@ fn the_backing_device_fails_hangs_and_vanishes_and_destage_resumes_by_itself() {
         assert_eq!(w.engine.cause(World::id(0), Instant(w.now)), None);
     }
     // Hanging: what was in flight takes effect later; nothing overlaps it meanwhile.
-    let limits = Limits {
-        dirty_age: Duration::from_millis(5),
-        op_timeout: Duration::from_millis(300),
-        ..Limits::default()
-    };
+    let limits = limits(Duration::from_millis(300));
     let setup = Setup { limits, tier_pages: 0, ..Setup::default() };
     let mut w = World::new(4, setup);
     w.write(0, 0, 16 * K);
@@ -430,6 +426,19 @@ fn the_backing_device_fails_hangs_and_vanishes_and_destage_resumes_by_itself() {
     assert_eq!(w.backing[0].overlaps, 0);
 }
 
+/// The first volume's backing device answers nothing more, from its next operation of this kind on.
+fn hangs_at(w: &mut World, kind: OpKind) {
+    while w.backing[0].in_flight_of(kind) == 0 {
+        w.step();
+    }
+    w.backing[0].faults.hang = true;
+}
+
+/// Data is destaged soon, and a device counts as hanging after this time.
+fn limits(op_timeout: Duration) -> Limits {
+    Limits { dirty_age: Duration::from_millis(5), op_timeout, ..Limits::default() }
+}
+
 /// Hosts write the same few blocks many times over, and the log turns: what is dirty in it is moved, in an
 /// instant, although the write of some of it to the backing device has no answer.
 #[test]
@@ -438,10 +447,7 @@ fn writes_find_room_in_the_log_while_the_backing_device_hangs() {
         for ends in [OpKind::Write, OpKind::Flush] {
             let mut w = busy(seed);
             w.write(0, 0, 64 * K);
-            while w.backing[0].in_flight_of(ends) == 0 {
-                w.step();
-            }
-            w.backing[0].faults.hang = true;
+            hangs_at(&mut w, ends);
             let (begun, mut longest) = (w.now, 0);
             for at in 0..400 {
                 let asked = w.now;
@@ -466,21 +472,14 @@ fn writes_find_room_in_the_log_while_the_backing_device_hangs() {
 fn a_backing_device_that_hangs_does_not_stop_destage_of_other_volumes() {
     for seed in crate::harness::seeds(40) {
         for ends in [OpKind::Write, OpKind::Flush] {
-            let limits = Limits {
-                dirty_age: Duration::from_millis(5),
-                op_timeout: Duration::from_secs(1),
-                ..Limits::default()
-            };
+            let limits = limits(Duration::from_secs(1));
             let volume = (2 << 20, 4096, CacheMode::WriteBack);
             let mut w = World::new(
                 seed,
                 Setup { volumes: vec![volume; 2], limits, tier_pages: 0, ..Setup::default() },
             );
             w.write(0, 0, 16 * K);
-            while w.backing[0].in_flight_of(ends) == 0 {
-                w.step();
-            }
-            w.backing[0].faults.hang = true;
+            hangs_at(&mut w, ends);
             w.write(0, 0, 16 * K);
             w.write(1, 0, 16 * K);
             let begun = w.now;
@@ -532,17 +531,10 @@ fn what_arrived_during_a_flush_that_failed_is_written_again() {
 /// A stop waits until the device has said what it made of what it was given: the next start knows nothing of it.
 #[test]
 fn a_stop_waits_for_a_write_that_its_round_went_on_without() {
-    let limits = Limits {
-        dirty_age: Duration::from_millis(5),
-        op_timeout: Duration::from_millis(300),
-        ..Limits::default()
-    };
+    let limits = limits(Duration::from_millis(300));
     let mut w = World::new(1, Setup { limits, tier_pages: 0, ..Setup::default() });
     w.write(0, 0, 16 * K);
-    while w.backing[0].in_flight_of(OpKind::Write) == 0 {
-        w.step();
-    }
-    w.backing[0].faults.hang = true;
+    hangs_at(&mut w, OpKind::Write);
     w.run_for(2_000_000_000);
     w.engine.stop();
     w.run_for(2_000_000_000);

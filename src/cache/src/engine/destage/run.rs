@@ -83,16 +83,11 @@ impl<B: Buf> Engine<B> {
             block: head.block,
             blocks,
             first,
-            zeroes: None,
             buf: Some(buf),
-            reads: 0,
-            tries: 0,
-            failed: false,
-            gathers: false,
-            left: false,
             claim,
             trim,
             started: cx.now,
+            ..Run::default()
         };
         self.destage.next += usize::try_from(blocks).unwrap_or(1);
         self.destage.active += 1;
@@ -283,17 +278,11 @@ impl<B: Buf> Engine<B> {
             place: z.place,
             block: z.block,
             blocks: z.blocks,
-            first: 0,
             zeroes: Some(z.lsn),
-            buf: None,
-            reads: 0,
-            tries: 0,
-            failed: false,
-            gathers: false,
-            left: false,
             claim: Some(id),
             trim,
             started: cx.now,
+            ..Run::default()
         };
         self.destage.active += 1;
         self.destage.did_something = true;
